@@ -1,0 +1,33 @@
+"""Isthmus shows, predicts and controls where a deep network learns its features.
+
+Public names are loaded on first use (PEP 562), so that reading a run folder or building a page needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from isthmus._errors import InputError as InputError
+    from isthmus._errors import IsthmusError as IsthmusError
+    from isthmus.models import LeakyResNet as LeakyResNet
+
+_PUBLIC = {
+    "IsthmusError": "isthmus._errors",
+    "InputError": "isthmus._errors",
+    "LeakyResNet": "isthmus.models",
+}
+
+__all__ = ["IsthmusError", "InputError", "LeakyResNet"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'isthmus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -1,0 +1,53 @@
+"""The one root error of the package, and the few kinds a caller may want to tell apart."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class IsthmusError(Exception):
+    """Root of every error raised on purpose by Isthmus."""
+
+
+class InputError(IsthmusError, ValueError):
+    """An argument that cannot be used: names it, its value, what is expected and what to try.
+
+    Args:
+        argument: the argument's name as the caller wrote it (`effective_depth`).
+        value: what was given; shown in a shortened form.
+        expected: what would have been accepted, in words.
+        hint: what to try next; empty when `expected` says it all.
+    """
+
+    def __init__(self, argument: str, value: object, expected: str, hint: str = "") -> None:
+        self.argument, self.value, self.expected, self.hint = argument, value, expected, hint
+        shown = value if isinstance(value, str) else repr(value)
+        shown = shown if len(shown) <= 160 else shown[:157] + "..."
+        tail = f"; {hint}" if hint else ""
+        super().__init__(f"{argument}: got {shown}, expected {expected}{tail}")
+
+
+class RunFolderError(InputError):
+    """A run folder that is missing, incomplete, foreign, or already there."""
+
+
+class DivergedError(IsthmusError):
+    """Training stopped because the loss or the weights are no longer finite numbers."""
+
+
+class MetricsSkippedWarning(UserWarning):
+    """A metric was asked for that has no value here; the reason is in the message and in the table."""
+
+
+class DataWarning(UserWarning):
+    """The data can be used, but something about them should be known (a constant column, say)."""
+
+
+def near_name_hint(name: str, known: Iterable[str]) -> str:
+    """`did you mean …?` with the closest known names, or the list of all of them where none is close."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(repr(n) for n in close) + "?"
+    return "known: " + ", ".join(names)

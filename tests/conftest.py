@@ -1,0 +1,23 @@
+"""Strict, deterministic, float64: every test states its own tolerance."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Shapes in signatures are checked while the tests run, and only then.
+_hook = install_import_hook("isthmus", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _deterministic_float64() -> Iterator[None]:
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.use_deterministic_algorithms(False)
