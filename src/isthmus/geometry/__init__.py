@@ -1,0 +1,36 @@
+"""Numbers from second moments and spectra: pure functions of tensors (arXiv 2405.17573, docs/theory section 1)."""
+
+from isthmus.geometry._bottleneck import Bottleneck as Bottleneck
+from isthmus.geometry._bottleneck import Evidence as Evidence
+from isthmus.geometry._bottleneck import find_bottleneck as find_bottleneck
+from isthmus.geometry._energies import Hamiltonians as Hamiltonians
+from isthmus.geometry._energies import RankBounds as RankBounds
+from isthmus.geometry._energies import balance_residual as balance_residual
+from isthmus.geometry._energies import hamiltonian as hamiltonian
+from isthmus.geometry._energies import hamiltonians as hamiltonians
+from isthmus.geometry._energies import kinetic_energy as kinetic_energy
+from isthmus.geometry._energies import rank_bounds as rank_bounds
+from isthmus.geometry._energies import stationarity as stationarity
+from isthmus.geometry._identity_cost import DEFAULT_GAMMA0 as DEFAULT_GAMMA0
+from isthmus.geometry._identity_cost import GAMMA0S as GAMMA0S
+from isthmus.geometry._identity_cost import IdentityCost as IdentityCost
+from isthmus.geometry._identity_cost import RowSpace as RowSpace
+from isthmus.geometry._identity_cost import check_gamma0 as check_gamma0
+from isthmus.geometry._identity_cost import identity_cost as identity_cost
+from isthmus.geometry._identity_cost import identity_cost_from_moments as identity_cost_from_moments
+from isthmus.geometry._moments import MomentumMoments as MomentumMoments
+from isthmus.geometry._moments import PathAccumulator as PathAccumulator
+from isthmus.geometry._moments import PathMoments as PathMoments
+from isthmus.geometry._path import Energies as Energies
+from isthmus.geometry._path import PathGeometry as PathGeometry
+from isthmus.geometry._path import path_geometry as path_geometry
+from isthmus.geometry._path import path_speed as path_speed
+from isthmus.geometry._path import project_path as project_path
+from isthmus.geometry._path import relative_move as relative_move
+from isthmus.geometry._ranks import DEFAULT_RANK_TOLERANCE as DEFAULT_RANK_TOLERANCE
+from isthmus.geometry._ranks import effective_rank as effective_rank
+from isthmus.geometry._ranks import nuclear_rank as nuclear_rank
+from isthmus.geometry._ranks import numerical_rank as numerical_rank
+from isthmus.geometry._ranks import participation_ratio as participation_ratio
+from isthmus.geometry._ranks import spectrum_of_gram as spectrum_of_gram
+from isthmus.geometry._ranks import stable_rank as stable_rank
