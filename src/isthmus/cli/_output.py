@@ -1,0 +1,61 @@
+"""What commands print: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from isthmus._records import RunFolder
+
+_MARK = {"finding": "[green]•[/green]", "caution": "[yellow]![/yellow]", "none": "[dim]·[/dim]"}
+
+
+def fresh_folder(name: str) -> Path:
+    """A folder under `runs/` that does not exist yet, named after the command and the time."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs") / f"{name}-{stamp}"
+    again = 1
+    while folder.exists():
+        again += 1
+        folder = Path("runs") / f"{name}-{stamp}-{again}"
+    return folder
+
+
+@contextmanager
+def training_progress(quiet: bool) -> Generator[Callable[[int, int, Any], None] | None]:
+    """A progress bar on stderr with the loss and the time left; None where `quiet`."""
+    if quiet:
+        yield None
+        return
+    columns = (
+        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(),
+        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("training", total=None, numbers="")
+
+        def update(epoch: int, epochs: int, log: Any) -> None:
+            if log is None:
+                bar.update(task, completed=epoch, total=epochs)
+                return
+            numbers = f"loss {log.train['loss']:.4g} + ridge {log.train['ridge_term']:.4g}"
+            bar.update(task, completed=epoch, total=epochs, numbers=numbers)
+
+        yield update
+
+
+def print_run(run: RunFolder) -> None:
+    """Print the verdict, then where everything is."""
+    console = Console()
+    for claim in run.verdict():
+        console.print(f"{_MARK[claim.level]} {escape(claim.text)}", highlight=False)
+    console.print(f"\nrun folder: {escape(str(run.path))}\npage:       {escape(str(run.path / 'report.html'))}",
+                  highlight=False, soft_wrap=True)  # fmt: skip

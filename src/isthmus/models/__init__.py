@@ -1,0 +1,9 @@
+"""Networks (arXiv 2405.17573, docs/theory 1.1)."""
+
+from isthmus.models._leaky_resnet import LeakyResNet as LeakyResNet
+from isthmus.models._leaky_resnet import SmoothReLU as SmoothReLU
+from isthmus.models._steps import Adaptive as Adaptive
+from isthmus.models._steps import Equidistant as Equidistant
+from isthmus.models._steps import Irregular as Irregular
+from isthmus.models._steps import LayerSteps as LayerSteps
+from isthmus.models._steps import as_steps as as_steps

@@ -1,0 +1,11 @@
+"""From a network and data to numbers and sentences."""
+
+from isthmus.probe._measure import NO_LEAK as NO_LEAK
+from isthmus.probe._measure import NO_MOMENTA as NO_MOMENTA
+from isthmus.probe._measure import PathMeasurement as PathMeasurement
+from isthmus.probe._measure import check_metrics as check_metrics
+from isthmus.probe._measure import measure_path as measure_path
+from isthmus.probe._probe import MeanLoss as MeanLoss
+from isthmus.probe._probe import path_momenta as path_momenta
+from isthmus.probe._probe import probe_path as probe_path
+from isthmus.probe._verdict import path_verdict as path_verdict

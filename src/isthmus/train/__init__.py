@@ -1,0 +1,10 @@
+"""Training on the objective of the theory (arXiv 2405.17573, docs/theory 1.2)."""
+
+from isthmus.train._config import FitConfig as FitConfig
+from isthmus.train._loop import EpochLog as EpochLog
+from isthmus.train._loop import FitResult as FitResult
+from isthmus.train._loop import fit as fit
+from isthmus.train._objective import LOSS_REDUCTION as LOSS_REDUCTION
+from isthmus.train._objective import data_term as data_term
+from isthmus.train._objective import objective as objective
+from isthmus.train._objective import score as score
