@@ -12,10 +12,12 @@ SHELL := bash
 PYTHON ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
 # What the caller's shell happens to hold must not leak into the environment made here.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# The theme announces its successor on every build.
+export NO_MKDOCS_2_WARNING = 1
 # One thread per test worker: two workers share two cores, and sums then have one order.
 TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 
@@ -37,14 +39,14 @@ check: $(VENV)/.dev chromium
 	step $(BIN)/ruff check .
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 step $(BIN)/pyright
 	step $(BIN)/lint-imports --no-logo
-	step $(BIN)/mkdocs build --strict --quiet
+	step $(BIN)/mkdocs build --strict
 
 format: $(VENV)/.dev ## format the code and fix what the linter can fix
 	@$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 docs: $(VENV)/.dev ## build the documentation into site/
-	@$(BIN)/mkdocs build --strict --quiet
+	@$(BIN)/mkdocs build --strict
 	echo "documentation: $(CURDIR)/site/index.html"
 
 bench: $(VENV)/.dev ## run the benchmarks
