@@ -1,0 +1,79 @@
+"""What README and the guide show runs, and names only what exists."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUNNABLE = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.M | re.S)
+
+
+def blocks(page: Path, *languages: str) -> Iterator[tuple[int, str]]:
+    """Line number and text of each fenced block of these languages."""
+    text = page.read_text(encoding="utf-8")
+    for match in FENCE.finditer(text):
+        if match["language"] in languages:
+            yield text.count("\n", 0, match.start("code")), match["code"]
+
+
+def shell_lines() -> list[tuple[str, list[str]]]:
+    """Every command line of every shell block, as (where, words); continued lines are joined."""
+    found: list[tuple[str, list[str]]] = []
+    for page in PAGES:
+        for line, code in blocks(page, "bash", "console", "sh", "shell"):
+            for command in code.replace("\\\n", " ").splitlines():
+                words = command.split("#")[0].removeprefix("$ ").split()
+                found.append((f"{page.relative_to(ROOT)}:{line + 1}", words))
+    return [(where, words) for where, words in found if words]
+
+
+@pytest.mark.parametrize("page", [p for p in RUNNABLE if any(blocks(p, "python"))], ids=lambda p: p.name)
+def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for line, code in blocks(page, "python"):
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)  # one page is one session
+
+
+def test_readme_has_a_python_block() -> None:
+    assert any(blocks(ROOT / "README.md", "python"))
+
+
+def test_shell_blocks_name_only_targets_of_the_makefile() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):.*## ", makefile, re.M))
+    assert {"demo", "test"} <= targets
+    named = [(where, words[1]) for where, words in shell_lines() if words[0] == "make"]
+    assert named
+    assert [(where, target) for where, target in named if target not in targets] == []
+
+
+def test_shell_blocks_name_only_commands_and_options_that_exist() -> None:
+    from isthmus.cli._app import app
+
+    commands = set(app)
+    lines = [(where, words[1:]) for where, words in shell_lines() if words[0].rpartition("/")[2] == "isthmus"]
+    assert lines
+    wrong = [f"{where}: {' '.join(words)}" for where, words in lines if words and words[0] not in commands]
+    for where, words in lines:
+        if words and words[0] in commands and not words[0].startswith("-"):
+            parameters = app[words[0]].assemble_argument_collection()
+            known = {name for argument in parameters for name in argument.names} | {"--help", "-h"}
+            options = [word.partition("=")[0] for word in words[1:] if word.startswith("-")]
+            wrong += [f"{where}: {words[0]} {option}" for option in options if option not in known]
+    assert wrong == []
+
+
+def test_documented_commands_are_those_of_the_application() -> None:
+    from isthmus.cli._app import app
+
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| `isthmus ([\w-]+)` \|", page, re.M))
+    assert documented == {name for name in app if not name.startswith("-")}
