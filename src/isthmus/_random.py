@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 
 import numpy as np
 import torch
@@ -12,9 +13,13 @@ from isthmus._errors import InputError
 
 def check_seed(seed: int) -> int:
     """Return `seed` if it is an integer in [0, 2⁶³), else raise `InputError`."""
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= int(seed) < 2**63:
+    try:
+        value = operator.index(seed)
+    except TypeError:
+        value = -1
+    if not 0 <= value < 2**63:
         raise InputError("seed", seed, "an integer in [0, 2**63)")
-    return int(seed)
+    return value
 
 
 def _derive(seed: int, purpose: str) -> int:
