@@ -1,0 +1,242 @@
+"""Altair specifications: plain dictionaries that hold data and shape, and no colours (those are the theme's).
+
+Field names are fixed letters; whatever a user named stands in the data as text and is never parsed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import altair as alt
+import numpy as np
+
+from isthmus.report._read import Curve
+from isthmus.report._themes import DASHES
+
+FILE_WIDTH = 620
+"""Width of a chart in a file; the page sets `width` and the parameter `room`, by which legends wrap, to its own."""
+
+_HEIGHT = 270
+_POINTS_UP_TO = 80
+_TICKS_UP_TO = 120
+Along = Literal["depth", "epoch", "number"]
+"""What the x axis of a chart of curves is."""
+
+SYMBOLS: dict[Along, str] = {"depth": "p", "epoch": "epoch", "number": "no."}
+"""Short name of x in tables and tooltips."""
+
+_X_TITLES: dict[Along, str] = {
+    "depth": "depth p  (0 = input, 1 = output)",
+    "epoch": "epoch",
+    "number": "singular value no.",
+}
+Rows = list[dict[str, Any]]
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def _layer_marks(positions: np.ndarray) -> tuple[alt.Chart, Rows] | None:
+    if not 0 < len(positions) <= _TICKS_UP_TO:
+        return None
+    rows = [{"x": _short(p)} for p in positions]
+    chart = alt.Chart(alt.NamedData(name="layers")).mark_rule(style="layer-mark", tooltip=None).encode(x="x:Q")
+    return chart, rows
+
+
+def _legend(names: Sequence[str], title: str | None) -> alt.Legend:
+    widest = 6.9 * max(min(len(n), 44) for n in names) + 48
+    return alt.Legend(orient="top", direction="horizontal", title=title, symbolType="stroke",
+                      columns=alt.ExprRef(expr=f"max(1, floor((room - 60) / {widest:.0f}))"))  # fmt: skip
+
+
+def _axis_x(along: Along) -> alt.X:
+    scale = alt.Scale(domain=[0, 1], nice=False) if along == "depth" else alt.Scale(zero=False, nice=False)
+    axis = alt.Axis(tickCount=5, labelFlush=False, format="~r")
+    return alt.X("x:Q", scale=scale, title=_X_TITLES[along], axis=axis)
+
+
+def _axis_y(title: str, span: tuple[float, float], log: bool, zero: bool) -> alt.Y:
+    low, high = span
+    if log:
+        scale, axis = (
+            alt.Scale(type="log", domain=[low, high], nice=high > 10 * low),
+            alt.Axis(tickCount=4, format=".4~g"),
+        )
+    else:
+        low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
+        room = 0.0 if high > low else 0.5 * abs(high) or 1.0
+        scale, axis = alt.Scale(domain=[low - room, high + room], nice=True, zero=False), alt.Axis(tickCount=5)
+    return alt.Y("y:Q", scale=scale, title=title, axis=axis)
+
+
+def _finish(layers: list[alt.Chart], data: dict[str, Rows], description: str) -> dict[str, Any]:
+    chart = alt.layer(*layers).properties(
+        width=FILE_WIDTH, height=_HEIGHT, description=description,
+        autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
+        params=[alt.VariableParameter(name="room", value=FILE_WIDTH)],
+    )  # fmt: skip
+    spec: dict[str, Any] = chart.to_dict()
+    spec.pop("config", None)
+    spec["datasets"] = data
+    return spec
+
+
+def lines(
+    curves: Sequence[Curve],
+    *,
+    y_title: str,
+    span: tuple[float, float],
+    description: str,
+    along: Along = "depth",
+    log: bool = False,
+    zero: bool = False,
+    layers: np.ndarray | None = None,
+    rules: Sequence[tuple[float, str]] = (),
+) -> dict[str, Any]:
+    """Curves over depth or epochs. Layer positions are hairlines, `rules` dashed horizontals with their text.
+
+    `span` holds the smallest and largest value of the axis, which charts to be compared share.
+    """
+    names = [c.name for c in curves]
+    rows = [
+        {"x": _short(x), "y": _short(y), "s": c.name, "w": f"{c.kind} {i}", **({} if np.isnan(e) else {"e": _short(e)})}
+        for c in curves
+        for i, x, y, e in zip(c.index.tolist(), c.x.tolist(), c.y.tolist(), c.stderr.tolist(), strict=True)
+    ]
+    legend = _legend(names, None) if len(names) > 1 else None
+    domain = alt.Scale(domain=names)
+    base = alt.Chart(alt.NamedData(name="rows")).encode(
+        x=_axis_x(along),
+        y=_axis_y(y_title, span, log, zero),
+        color=alt.Color("s:N", scale=domain, legend=legend),
+        tooltip=[
+            alt.Tooltip("s:N", title="what"), alt.Tooltip("w:N", title="where"),
+            alt.Tooltip("x:Q", title=SYMBOLS[along], format=".4~g"), alt.Tooltip("y:Q", title="value", format=".4~g"),
+        ],
+    )  # fmt: skip
+    dashes = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
+    marks = [base.mark_line().encode(strokeDash=alt.StrokeDash("s:N", scale=dashes, legend=legend))]
+    if any("e" in row for row in rows):
+        marks.append(_error_bars(base))
+    if max(len(c) for c in curves) <= _POINTS_UP_TO:
+        marks.append(base.mark_point(filled=True, size=26, opacity=1))
+    return _with_guides(marks, {"rows": rows}, layers, rules, description)
+
+
+def _error_bars(base: alt.Chart) -> alt.Chart:
+    return (
+        base.transform_filter("isValid(datum.e)")
+        .transform_calculate(low="datum.y - datum.e", high="datum.y + datum.e")
+        .mark_rule(strokeWidth=1.2)
+        .encode(y=alt.Y("low:Q"), y2=alt.Y2("high:Q"))
+    )
+
+
+def _with_guides(
+    marks: list[alt.Chart],
+    data: dict[str, Rows],
+    layers: np.ndarray | None,
+    rules: Sequence[tuple[float, str]],
+    description: str,
+) -> dict[str, Any]:
+    behind: list[alt.Chart] = []
+    ticks = _layer_marks(layers) if layers is not None else None
+    if ticks is not None:
+        behind.append(ticks[0])
+        data["layers"] = ticks[1]
+    if rules:
+        data["rules"] = [{"y": _short(y), "t": text} for y, text in rules]
+        rule = alt.Chart(alt.NamedData(name="rules")).encode(y="y:Q")
+        behind.append(rule.mark_rule(style="reference", tooltip=None))
+        marks.append(
+            rule.mark_text(style="reference-label", align="left", baseline="middle", dx=6, tooltip=None)
+            .encode(x=alt.value("width"), text="t:N")
+        )  # fmt: skip
+    return _finish([*behind, *marks], data, description)
+
+
+def spectra(
+    index: np.ndarray,
+    positions: np.ndarray,
+    values: np.ndarray,
+    *,
+    kept: int | None,
+    top: float,
+    y_title: str,
+    description: str,
+    kind: str,
+    log: bool,
+    layers: np.ndarray,
+) -> dict[str, Any]:
+    """One line per singular-value index; the first `kept` stand out. `values` is (positions, singular values).
+
+    The axis ends at `top`, which charts to be compared share; a logarithmic one begins four decades below it.
+    """
+    count = values.shape[1]
+    groups = [f"first {kept} (the bottleneck rank)", "the others shown"] if kept and kept < count else ["all shown"]
+    floor = top * 1e-4
+    rows = [
+        {"x": _short(p), "y": _short(max(s, floor) if log else s), "i": j + 1, "w": f"{kind} {number}",
+         "s": groups[0] if len(groups) == 1 or j < (kept or 0) else groups[1]}
+        for number, p, spectrum in zip(index.tolist(), positions.tolist(), values.tolist(), strict=True)
+        for j, s in enumerate(spectrum)
+    ]  # fmt: skip
+    legend = _legend(groups, "singular values") if len(groups) > 1 else None
+    base = alt.Chart(alt.NamedData(name="rows")).encode(
+        x=_axis_x("depth"),
+        y=_axis_y(y_title, (floor if log else 0.0, top), log, True),
+        detail="i:O",
+        color=alt.Color("s:N", scale=alt.Scale(domain=groups, range="ordinal"), legend=legend),
+        tooltip=[
+            alt.Tooltip("w:N", title="where"), alt.Tooltip("i:O", title="singular value no."),
+            alt.Tooltip("x:Q", title="p", format=".4~g"), alt.Tooltip("y:Q", title="value", format=".4~g"),
+        ],
+    )  # fmt: skip
+    front, rest = (base.transform_filter(f"datum.i {sign} {kept if len(groups) > 1 else 0}") for sign in ("<=", ">"))
+    marks = [rest.mark_line(strokeWidth=1.1), front.mark_line()]
+    if len(positions) <= _POINTS_UP_TO:
+        marks.append(front.mark_point(filled=True, size=22, opacity=1))
+    return _with_guides(marks, {"rows": rows}, layers, (), description)
+
+
+def path_plane(index: np.ndarray, depths: np.ndarray, points: np.ndarray, *, description: str) -> dict[str, Any]:
+    """A path in the plane, with one unit equally long on both axes; the page gives the plot a square area.
+
+    Args:
+        index: number of the representation of each point.
+        depths: depth of each point.
+        points: coordinates, (points, 2).
+        description: text for readers who do not see the chart.
+    """
+    rows: Rows = [
+        {"x": _short(u), "y": _short(v), "p": _short(p), "w": f"representation {i}", "i": i}
+        for i, p, (u, v) in zip(index.tolist(), depths.tolist(), points.tolist(), strict=True)
+    ]
+    centre, half = (points.max(0) + points.min(0)) / 2, 0.58 * max(float(np.ptp(points, axis=0).max()), 1e-12)
+    scales = [alt.Scale(domain=[_short(c - half), _short(c + half)], nice=False, zero=False) for c in centre.tolist()]
+    axis = alt.Axis(tickCount=4, format=".4~g")
+    x = alt.X("x:Q", scale=scales[0], title="first principal direction", axis=axis)
+    y = alt.Y("y:Q", scale=scales[1], title="second principal direction", axis=axis)
+    legend = alt.Legend(orient="top", gradientLength=130, gradientThickness=10)
+    base = alt.Chart(alt.NamedData(name="rows")).encode(x=x, y=y)
+    dots = base.mark_point(filled=True, size=46, opacity=1).encode(
+        color=alt.Color("p:Q", scale=alt.Scale(domain=[0, 1], range="ramp"), title="depth p", legend=legend),
+        tooltip=[
+            alt.Tooltip("w:N", title="where"), alt.Tooltip("p:Q", title="p", format=".4~g"),
+            alt.Tooltip("x:Q", title="first", format=".4~g"), alt.Tooltip("y:Q", title="second", format=".4~g"),
+        ],
+    )  # fmt: skip
+    kinds = ["start (input)", "end (output)"]
+    ends: Rows = [{**rows[0], "t": kinds[0]}, {**rows[-1], "t": kinds[1]}]
+    mark = alt.Chart(alt.NamedData(name="ends")).mark_point(style="end-mark", filled=False, tooltip=None)
+    shape = alt.Shape(
+        "t:N",
+        scale=alt.Scale(domain=kinds, range=["circle", "square"]),
+        legend=alt.Legend(orient="top", title=None, symbolSize=120),
+    )
+    layers = [base.mark_line(style="thread").encode(order="i:Q"), dots, mark.encode(x=x, y=y, shape=shape)]
+    spec = _finish(layers, {"rows": rows, "ends": ends}, description)
+    return spec | {"width": 360, "height": 360, "autosize": {"type": "pad"}}

@@ -1,0 +1,192 @@
+"""The parts of the page that are words and tables: verdict, facts, every number with its definition, provenance."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import polars as pl
+
+from isthmus._records import METRICS, Claim
+from isthmus.report._figures import Table
+from isthmus.report._read import RunView, number, shorten
+
+_CLAIMS = 40
+_CLAIM_ROWS = 60
+_NAMES = 60
+_CONFIGURATION = 20_000
+_WITH_GAMMA = ("hamiltonian", "kinetic_energy", "cost_of_identity", "path_length", "bound_", "momentum", "bottleneck")
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownClaim:
+    """One claim of the verdict with the table behind it."""
+
+    claim: Claim
+    text: str
+    values: list[tuple[str, str]]
+    table: Table
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ShownNumber:
+    """One metric: what it is, what this page's runs hold, and how far to trust it."""
+
+    name: str
+    of: str
+    definition: str
+    unit: str
+    source: str
+    trust: str
+    summaries: list[tuple[str, str]]
+    beside: list[tuple[str, str]]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number(float(value))
+    return "—" if value is None else shorten(value, 160)
+
+
+def shown_claims(run: RunView, level: str) -> list[ShownClaim]:
+    """Claims of one level, each with the rows of the table that stand behind it."""
+    shown: list[ShownClaim] = []
+    for claim in [c for c in run.claims if c.level == level][:_CLAIMS]:
+        listed: list[Any] = list(claim.rows)  # from a file, so not yet known to be numbers
+        wanted = [r for r in listed if isinstance(r, int) and 0 <= r < run.frame.height]
+        rows = [_claim_row(run.frame.row(r, named=True)) for r in wanted[:_CLAIM_ROWS]]
+        columns = ("metric", "layer", "p", "value", "± stderr", "unit", "note")
+        note = f"{_CLAIM_ROWS} of {len(wanted)} rows are shown." if len(wanted) > _CLAIM_ROWS else ""
+        values = [(shorten(k, 80), _value(v)) for k, v in list(claim.values.items())[:_NAMES]]
+        table = Table(f"Rows behind this claim ({shorten(claim.name, 80)})", columns, rows)
+        shown.append(ShownClaim(claim, shorten(claim.text), values, table, note))
+    return shown
+
+
+def _claim_row(row: dict[str, Any]) -> tuple[str, ...]:
+    note = row["note"] or ""
+    if row["status"] != "ok":
+        note = f"{row['status']}: {note}"
+    return (
+        shorten(row["metric"], 80), shorten(row["layer"] or "", 80), number(row["position"]), number(row["value"]),
+        number(row["stderr"], 2), shorten(row["unit"] or "", 40), shorten(note, 200),
+    )  # fmt: skip
+
+
+def _summary(rows: pl.DataFrame) -> str:
+    good = rows.filter(pl.col("status") == "ok").get_column("value").drop_nulls()
+    said: list[str] = []
+    if len(good) == 1:
+        said.append(number(float(good[0])))
+    elif len(good):
+        low, mid, high = (float(v) for v in good.sort().gather([0, len(good) // 2, len(good) - 1]))
+        said.append(f"{number(low)} … {number(mid)} … {number(high)} ({len(good)} values)")
+    bad = rows.filter(pl.col("status") != "ok")
+    for status, note, n in bad.group_by("status", "note", maintain_order=True).len().head(3).rows():
+        said.append(f"{status}{f' in {n} rows' if n > 1 else ''}: {shorten(note, 240)}")
+    return "; ".join(said)
+
+
+def _summaries(run: RunView, name: str) -> list[tuple[str, str]]:
+    rows = run.frame.filter(pl.col("metric") == name)
+    if rows.is_empty():
+        return []
+    groups = rows.select("of", "split", "gamma0").unique(maintain_order=True).head(8).rows()
+    found: list[tuple[str, str]] = []
+    for of, split, gamma in groups:
+        part = rows.filter(pl.col("of").eq_missing(of) & pl.col("split").eq_missing(split)
+                           & pl.col("gamma0").eq_missing(gamma))  # fmt: skip
+        tags = [t for t in (of, split, f"γ₀ = {number(gamma)}" if gamma is not None else "") if t]
+        found.append((", ".join(tags) if len(groups) > 1 else "", _summary(part)))
+    return found
+
+
+def shown_numbers(runs: Sequence[RunView]) -> tuple[list[ShownNumber], list[str]]:
+    """Every metric that some run holds, and the names of those that none does."""
+    present = {name for run in runs for name in run.present()}
+    shown: list[ShownNumber] = []
+    for name, metric in METRICS.items():
+        if name not in present:
+            continue
+        summaries: list[tuple[str, str]] = []
+        beside: list[tuple[str, str]] = []
+        for run in runs:
+            prefix = run.label if len(runs) > 1 else ""
+            summaries += [
+                (": ".join(t for t in (prefix, tag) if t), text or "no value") for tag, text in _summaries(run, name)
+            ]
+            if name.startswith(_WITH_GAMMA):
+                beside.append((prefix, run.gamma_text))
+        shown.append(ShownNumber(name, metric.of, metric.definition, metric.unit or "none", metric.source,
+                                 metric.trust, summaries, beside))  # fmt: skip
+    return shown, [name for name in METRICS if name not in present]
+
+
+def facts(run: RunView) -> list[tuple[str, str]]:
+    """What the run is, in a few numbers."""
+    leaky, task = run.part("leaky"), run.part("task")
+    found: list[tuple[str, str]] = [
+        (name, _value(leaky[key]))
+        for name, key in (("effective depth L̃", "effective_depth"), ("layers L", "depth"), ("width", "width"),
+                          ("layer steps", "steps"), ("ridge λ", "ridge"), ("γ₀", "gamma0"))
+        if leaky.get(key) is not None
+    ]  # fmt: skip
+    if leaky.get("in_features") is not None and leaky.get("out_features") is not None:
+        found.append(("inputs → outputs", f"{_value(leaky['in_features'])} → {_value(leaky['out_features'])}"))
+    if task.get("n_train") is not None:
+        found.append(("samples, train + test", f"{_value(task['n_train'])} + {_value(task.get('n_test'))}"))
+    for metric, name in (("accuracy", "test accuracy"), ("r_squared", "test R²")):
+        curve = run.curve(metric, None, split="test", along="step")
+        if len(curve):
+            found.append((name, number(float(curve.y[-1]), 3)))
+    return found
+
+
+def subtitle(run: RunView) -> str:
+    """One line under the title: which network, which task."""
+    leaky, task = run.part("leaky"), run.part("task")
+    parts = [
+        f"Leaky ResNet with {_value(leaky.get('activation'))} activation" if leaky else "",
+        f"{_value(task.get('kind'))} of {_value(task.get('name'))}" if task.get("name") else "",
+    ]
+    return " · ".join(p for p in parts if p)
+
+
+def state(run: RunView) -> list[str]:
+    """What the reader should know before reading: an unfinished run, files that are missing, warnings."""
+    said = list(run.problems)
+    status = run.run.get("status")
+    if status != "complete":
+        said.append(f"The run's status is {shorten(status, 80)}, not complete: its numbers may be partial.")
+    return said
+
+
+def _names(value: object) -> str:
+    if not isinstance(value, (list, tuple)) or not value:
+        return ""
+    shown = ", ".join(shorten(v, 120) for v in value[:_NAMES])
+    return shown + (f" and {len(value) - _NAMES} more" if len(value) > _NAMES else "")
+
+
+def provenance(run: RunView) -> tuple[list[tuple[str, str]], str, list[str]]:
+    """Where the numbers come from: facts by name, the configuration as text, and the warnings."""
+    record, task = run.run, run.part("task")
+    versions = ", ".join(f"{shorten(k, 60)} {shorten(v, 60)}" for k, v in list(run.part("versions").items())[:_NAMES])
+    rows = [
+        ("command", record.get("command")), ("status", record.get("status")), ("seed", record.get("seed")),
+        ("created", record.get("created")), ("finished", record.get("finished")), ("device", record.get("device")),
+        ("dtype", record.get("dtype")), ("git commit", record.get("git_commit")), ("platform", record.get("platform")),
+        ("versions", versions), ("task", task.get("name")), ("features", _names(task.get("feature_names"))),
+        ("classes", _names(task.get("class_names"))),
+    ]  # fmt: skip
+    shown = [(name, shorten(value, 8000)) for name, value in rows if value not in (None, "")]
+    configuration = json.dumps(record.get("configuration"), indent=2, ensure_ascii=False, default=str)
+    raw = record.get("warnings")
+    warnings: list[object] = list(raw) if isinstance(raw, list) else []
+    texts = [shorten(w) for w in warnings[:_NAMES]]
+    if len(warnings) > _NAMES:
+        texts.append(f"and {len(warnings) - _NAMES} more, in run.json")
+    return shown, shorten(configuration, _CONFIGURATION), texts

@@ -1,0 +1,236 @@
+"""A run folder as the page reads it: tolerant of what is missing, with a reason for everything that is absent."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import polars as pl
+
+from isthmus._errors import RunFolderError
+from isthmus._records import COLUMNS, METRICS, Claim, RunFolder
+
+NOT_RECORDED = "not recorded by this run"
+_KINDS = ("representation", "step", "weight", "path")
+_TEXT_LIMIT = 600
+
+
+def shorten(text: object, limit: int = _TEXT_LIMIT) -> str:
+    """`text` as one string of at most `limit` characters, so that no single name can fill the page."""
+    shown = str(text)
+    return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number as the page shows it: `digits` significant digits, a true minus sign, a dash where there is none."""
+    if value is None or not np.isfinite(value):
+        return "—"
+    shown = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.{digits}g}"
+    return shown.replace("-", "−")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+    """Values of one metric along depth, epochs or an index; `reasons` says why some or all are missing.
+
+    Attributes:
+        name: label in the legend.
+        kind: what a row is of (`representation`, `step`, `weight`, `epoch`, …).
+        index: layer or row numbers.
+        x: depth, epoch or index.
+        y: values.
+        stderr: standard errors; NaN where there is none.
+        reasons: why values are missing; empty where none is.
+    """
+
+    name: str
+    kind: str
+    index: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+    stderr: np.ndarray
+    reasons: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def named(self, name: str) -> Curve:
+        """The same curve under another label."""
+        return dataclasses.replace(self, name=name)
+
+    def scaled(self, factor: float, name: str) -> Curve:
+        """The curve times `factor`, under another label."""
+        return dataclasses.replace(self, name=name, y=self.y * factor, stderr=self.stderr * abs(factor))
+
+    def at(self, rows: np.ndarray) -> Curve:
+        """The rows with these numbers only."""
+        return dataclasses.replace(
+            self, index=self.index[rows], x=self.x[rows], y=self.y[rows], stderr=self.stderr[rows]
+        )
+
+    def thinned(self, limit: int) -> Curve:
+        """At most about `limit` rows: evenly spaced ones, with the first, last, smallest and largest kept."""
+        if len(self) <= limit:
+            return self
+        kept = {*evenly(len(self), limit).tolist(), int(np.argmin(self.y)), int(np.argmax(self.y))}
+        return self.at(np.array(sorted(kept)))
+
+
+def evenly(n: int, limit: int) -> np.ndarray:
+    """At most `limit` of the numbers 0 … n−1, evenly spaced, the first and the last among them."""
+    return np.unique(np.linspace(0, n - 1, min(n, max(limit, 2))).round().astype(np.int64))
+
+
+def _reasons(rows: pl.DataFrame) -> tuple[str, ...]:
+    bad = rows.filter(pl.col("status") != "ok")
+    if bad.is_empty():
+        return ()
+    counts = bad.group_by("status", "note", maintain_order=True).len()
+    found = [
+        f"{status}: {shorten(note)}" + (f" ({n} rows)" if n > 1 else "") for status, note, n in counts.head(4).rows()
+    ]
+    more = counts.height - len(found)
+    return (*found, f"and {more} more reasons") if more > 0 else tuple(found)
+
+
+class RunView:
+    """One run, loaded once. Files that are missing or broken become `problems`, not errors."""
+
+    def __init__(self, folder: RunFolder, label: str = "") -> None:
+        self.folder, self.run = folder, folder.run
+        self.problems: list[str] = []
+        self.label = label or self.title
+        self.claims: list[Claim] = self._load("verdict.json", folder.verdict, [])
+        self.arrays: dict[str, np.ndarray] = self._load("arrays.safetensors", folder.arrays, {})
+        table = self._load("metrics.parquet", folder.metrics, pl.DataFrame(schema=COLUMNS))
+        first = pl.col("layer").fill_null("").str.split(".").list.first()
+        self.frame = table.with_row_index("row").with_columns(
+            pl.when(first.is_in(_KINDS)).then(first).otherwise(pl.lit("")).alias("of"),
+            pl.col("note").fill_null("").str.extract(r"^gamma0=([0-9.eE+-]+)").cast(pl.Float64, strict=False)
+            .alias("gamma0"),
+        )  # fmt: skip
+
+    def _load(self, name: str, read: Any, otherwise: Any) -> Any:
+        try:
+            return read()
+        except RunFolderError as error:
+            there = (self.folder.path / name).exists()
+            why = f"cannot be read: expected {shorten(error.expected)}" if there else "is missing from the run folder"
+            self.problems.append(f"{name} {why}.")
+            return otherwise
+
+    @property
+    def title(self) -> str:
+        """Title of the run, or the name of its folder."""
+        return shorten(self.run.get("title") or self.folder.path.name, 160)
+
+    def part(self, key: str) -> Mapping[str, Any]:
+        """A mapping inside `run.json`; empty where it is absent or something else."""
+        found = self.run.get(key)
+        return cast("Mapping[str, Any]", found) if isinstance(found, dict) else {}
+
+    def scalar(self, part: str, key: str) -> float | None:
+        """A number inside a part of `run.json`."""
+        found = self.part(part).get(key)
+        return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+
+    @property
+    def gamma0(self) -> float | None:
+        """γ₀ that this run's stabilised numbers use unless they say otherwise."""
+        return self.scalar("leaky", "gamma0")
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Depths p_0 … p_L of the representations; empty where unknown."""
+        found = self.arrays.get("position")
+        if found is not None and found.ndim == 1 and np.isfinite(found).all():
+            return found.astype(np.float64)
+        return np.empty(0)
+
+    def gammas(self, metric: str) -> list[float]:
+        """The values of γ₀ for which `metric` was recorded, from small to large."""
+        tags = self.frame.filter(pl.col("metric") == metric).get_column("gamma0").drop_nulls().unique().sort()
+        return [float(g) for g in tags]
+
+    def rows_of(self, metric: str, of: str | None) -> pl.DataFrame:
+        """Rows of a metric for one kind of layer; rows without a layer count too, they hold reasons."""
+        rows = self.frame.filter(pl.col("metric") == metric)
+        if of is None:
+            return rows
+        fitting = rows.filter(pl.col("of").is_in([of, ""]))
+        return fitting if not fitting.is_empty() else rows.filter(pl.col("status") != "ok")
+
+    def curve(
+        self,
+        metric: str,
+        of: str | None,
+        name: str = "",
+        *,
+        gamma0: float | None = None,
+        split: str | None = None,
+        along: str = "position",
+    ) -> Curve:
+        """Values of `metric` as recorded last, ordered along `position`, `step` (epochs) or `index`."""
+        rows = self.rows_of(metric, of)
+        tags = rows.get_column("gamma0").drop_nulls().unique()
+        wanted = gamma0 if gamma0 is not None else self.gamma0
+        if wanted is not None and len(tags):
+            chosen = min(tags, key=lambda g: abs(float(g) - wanted))
+            rows = rows.filter(pl.col("gamma0").is_null() | (pl.col("gamma0") == chosen))
+        if split is not None:
+            rows = rows.filter(pl.col("split").fill_null("") == split)
+        elif rows.get_column("split").n_unique() > 1 and "train" in rows.get_column("split"):
+            rows = rows.filter(pl.col("split") == "train")
+        if along != "step" and rows.get_column("step").n_unique() > 1:
+            last = rows.get_column("step").max() if rows.get_column("step").null_count() == 0 else None
+            rows = rows.filter(pl.col("step").is_null() if last is None else pl.col("step") == last)
+        good = rows.filter((pl.col("status") == "ok") & pl.col("value").is_not_null())
+        good = good.with_columns(
+            pl.col("index").fill_null(pl.int_range(pl.len())).alias("index"),
+            pl.coalesce(pl.col(along), pl.col("index"), pl.int_range(pl.len())).cast(pl.Float64).alias("x"),
+        ).sort("x", "index", maintain_order=True)
+        label = name or metric.replace("_", " ")
+        reasons = _reasons(rows) if rows.height else (NOT_RECORDED,)
+        kind = "epoch" if along == "step" else (of or "index")
+        return Curve(label, kind, good["index"].to_numpy(), good["x"].to_numpy(), good["value"].to_numpy(),
+                     good["stderr"].fill_null(np.nan).to_numpy(), reasons)  # fmt: skip
+
+    def single(self, metric: str) -> float | None:
+        """The one value of a metric of the whole path, or None."""
+        found = self.curve(metric, None)
+        return float(found.y[-1]) if len(found) else None
+
+    @property
+    def bottleneck(self) -> int | None:
+        """k*, the agreed rank inside the bottleneck, where the run found one."""
+        found = self.single("bottleneck_rank")
+        return round(found) if found is not None and found >= 1 else None
+
+    @functools.cached_property
+    def gamma_text(self) -> str:
+        """γ₀ and the stationarity residual, to be read beside every Hamiltonian number."""
+        residual = self.curve("stationarity", "step")
+        known = (
+            f"median {number(float(np.median(residual.y)), 2)}, largest {number(float(residual.y.max()), 2)}"
+            if len(residual)
+            else f"unknown ({residual.reasons[0]})"
+        )
+        return f"γ₀ = {number(self.gamma0)} · stationarity residual: {known}"
+
+    def present(self) -> list[str]:
+        """Names of the known metrics that the table holds, in the order of the catalogue."""
+        found = set(self.frame.get_column("metric").unique())
+        return [name for name in METRICS if name in found]
+
+
+def load_runs(folders: Sequence[RunFolder]) -> list[RunView]:
+    """One view per folder; labels are titles, numbered where two are the same."""
+    views = [RunView(folder) for folder in folders]
+    seen: dict[str, int] = {}
+    for view in views:
+        seen[view.title] = count = seen.get(view.title, 0) + 1
+        view.label = view.title if count == 1 else f"{view.title} ({count})"
+    return views

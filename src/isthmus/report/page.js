@@ -1,0 +1,107 @@
+"use strict";
+// Draws the charts of the page in the reader's theme. Text from the data only ever becomes textContent.
+(() => {
+  const root = document.documentElement;
+  const configs = JSON.parse(document.getElementById("themes").textContent);
+  const toggle = document.getElementById("theme");
+  const system = window.matchMedia("(prefers-color-scheme: dark)");
+  const charts = [...document.querySelectorAll("[data-spec]")];
+  const drawn = new Map();
+  let queue = Promise.resolve();
+
+  const theme = () => root.dataset.theme || (system.matches ? "dark" : "light");
+
+  const tip = document.createElement("div");
+  tip.className = "tip";
+  tip.hidden = true;
+  tip.setAttribute("aria-hidden", "true");
+  document.body.append(tip);
+
+  function showTip(_handler, event, _item, value) {
+    tip.hidden = value === null || value === undefined || value === "";
+    if (tip.hidden) return;
+    const pairs = typeof value === "object" ? Object.entries(value) : [["", value]];
+    tip.replaceChildren(...pairs.map(([name, text]) => {
+      const line = document.createElement("div");
+      const label = document.createElement("span");
+      label.textContent = name;
+      line.append(label, " ", String(text));
+      return line;
+    }));
+    const box = tip.getBoundingClientRect();
+    const left = Math.min(event.clientX + 14, root.clientWidth - box.width - 8);
+    const below = event.clientY + 14 + box.height < window.innerHeight;
+    tip.style.left = `${Math.max(8, left)}px`;
+    tip.style.top = `${below ? event.clientY + 14 : event.clientY - box.height - 10}px`;
+  }
+
+  async function draw() {
+    root.dataset.charts = "drawing";
+    const name = theme();
+    for (const element of charts) {
+      const spec = JSON.parse(document.getElementById(element.dataset.spec).textContent);
+      element.style.minHeight = `${element.clientHeight}px`;
+      drawn.get(element)?.finalize();
+      drawn.delete(element);
+      // Legends wrap by the room there is; a square plot has one unit equally long on both axes.
+      spec.params[0].value = element.clientWidth;
+      const side = Math.max(180, Math.min(element.clientWidth - 84, 300));
+      if (element.classList.contains("square")) spec.width = spec.height = side;
+      else spec.width = element.clientWidth;
+      try {
+        const result = await vegaEmbed(element, spec, {
+          ast: true, actions: false, renderer: "svg", defaultStyle: false, config: configs[name], tooltip: showTip,
+        });
+        drawn.set(element, result);
+        // Vega names the element a graphics document with one node per mark; it is one picture with a table.
+        element.setAttribute("role", "img");
+        element.removeAttribute("aria-roledescription");
+        element.dataset.drawn = name;
+      } catch (error) {
+        element.textContent = "This chart could not be drawn. Its data are in the table below.";
+        element.dataset.drawn = "failed";
+        console.error(error);
+      }
+      element.style.minHeight = "";
+    }
+    root.dataset.charts = "ready";
+  }
+
+  function redraw() {
+    toggle.textContent = theme() === "dark" ? "Light theme" : "Dark theme";
+    queue = queue.then(draw);
+  }
+
+  toggle.hidden = false;
+  toggle.addEventListener("click", () => {
+    root.dataset.theme = theme() === "dark" ? "light" : "dark";
+    redraw();
+  });
+  system.addEventListener("change", () => { if (!root.dataset.theme) redraw(); });
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
+
+  let timer = 0;
+  let width = root.clientWidth;
+  window.addEventListener("resize", () => {
+    window.clearTimeout(timer);
+    timer = window.setTimeout(() => {
+      if (root.clientWidth !== width) redraw();
+      width = root.clientWidth;
+    }, 150);
+  });
+
+  for (const button of document.querySelectorAll("[data-save]")) {
+    button.hidden = false;
+    button.addEventListener("click", async () => {
+      const element = charts.find((chart) => chart.dataset.spec === button.dataset.save);
+      const result = drawn.get(element);
+      if (!result) return;
+      const link = document.createElement("a");
+      link.href = await result.view.toImageURL(button.dataset.format, 2);
+      link.download = `${element.dataset.name}.${button.dataset.format}`;
+      link.click();
+    });
+  }
+
+  redraw();
+})();
