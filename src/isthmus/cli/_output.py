@@ -39,17 +39,20 @@ def training_progress(quiet: bool) -> Generator[Callable[[int, int, Any], None] 
         TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(),
         TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("training", total=None, numbers="")
+    bar = Progress(*columns, console=Console(stderr=True))
+    task = bar.add_task("training", total=None, numbers="")
 
-        def update(epoch: int, epochs: int, log: Any) -> None:
-            if log is None:
-                bar.update(task, completed=epoch, total=epochs)
-                return
+    def update(epoch: int, epochs: int, log: Any) -> None:
+        bar.start()  # not before the first epoch: bad input leaves no empty bar behind
+        bar.update(task, completed=epoch, total=epochs)
+        if log is not None:
             numbers = f"loss {log.train['loss']:.4g} + ridge {log.train['ridge_term']:.4g}"
-            bar.update(task, completed=epoch, total=epochs, numbers=numbers)
+            bar.update(task, numbers=numbers)
 
+    try:
         yield update
+    finally:
+        bar.stop()
 
 
 def print_run(run: RunFolder) -> None:

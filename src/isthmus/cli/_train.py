@@ -68,6 +68,8 @@ def train(
     effective_depth: Annotated[float, Parameter(help="L̃: 0 is a ResNet, large is fully connected.")] = 7.0,
     steps: Annotated[str, Parameter(help="Layer steps: equidistant, irregular or adaptive.")] = "equidistant",
     activation: Annotated[str, Parameter(help="relu, identity or smooth_relu.")] = "relu",
+    input_map: Annotated[str, Parameter(help="Map into the path: auto, fixed or learned.")] = "auto",
+    output_map: Annotated[str, Parameter(help="Map out of it: auto, fixed or learned.")] = "auto",
     ridge: Annotated[float, Parameter(help="λ, weight of the ridge term.")] = 1e-3,
     loss: Annotated[str, Parameter(help="auto, square or cross_entropy.")] = "auto",
     epochs: Annotated[int, Parameter(help="Passes over the training set.")] = 2000,

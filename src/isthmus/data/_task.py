@@ -23,7 +23,7 @@ def _check_matrix(name: str, values: Tensor) -> None:
     bad = ~torch.isfinite(values)
     if bool(bad.any()):
         row, column = (int(i) for i in bad.nonzero()[0])
-        raise InputError(name, f"{int(bad.sum())} values that are NaN or infinite (first at row {row}, column {column})",
+        raise InputError(name, f"{int(bad.sum())} NaN or infinite values (first at row {row}, column {column})",
                          "finite numbers", "drop these rows or fill them in first")  # fmt: skip
 
 

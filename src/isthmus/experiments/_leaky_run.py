@@ -33,6 +33,7 @@ class LeakyConfig:
         effective_depth: `L̃`.
         steps: `equidistant`, `irregular` or `adaptive`.
         activation: `relu`, `identity` or `smooth_relu`.
+        input_map, output_map: `auto`, `fixed` or `learned`.
         ridge: `λ`.
         loss: `auto` (cross-entropy for classes, square for numbers), `square` or `cross_entropy`.
         epochs, learning_rate, batch_size: see `FitConfig`.
@@ -48,6 +49,8 @@ class LeakyConfig:
     effective_depth: float = 7.0
     steps: str = "equidistant"
     activation: str = "relu"
+    input_map: str = "auto"
+    output_map: str = "auto"
     ridge: float = 1e-3
     loss: str = "auto"
     epochs: int = 2000
@@ -63,6 +66,17 @@ class LeakyConfig:
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
+def _device(name: str) -> torch.device:
+    """A device that is there, or `InputError`."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError):
+        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        raise InputError("device", name, f"a device of this machine ({', '.join(known)})") from None
+    return device
+
+
 def _fit_config(config: LeakyConfig, kind: str) -> FitConfig:
     loss = config.loss
     if loss == "auto":
@@ -73,7 +87,7 @@ def _fit_config(config: LeakyConfig, kind: str) -> FitConfig:
         raise InputError("loss", config.loss, f"a loss for {kind}", "use 'auto'")
     return FitConfig(
         ridge=config.ridge,
-        loss="square" if loss == "square" else "cross_entropy",
+        loss=loss,
         epochs=config.epochs,
         learning_rate=config.learning_rate,
         batch_size=config.batch_size,
@@ -90,8 +104,10 @@ def _model(config: LeakyConfig, task: Task) -> LeakyResNet:
         effective_depth=config.effective_depth,
         steps=config.steps,
         activation=config.activation,
+        input_map=config.input_map,
+        output_map=config.output_map,
         seed=config.seed,
-        device=torch.device(config.device),
+        device=_device(config.device),
         dtype=_DTYPES[config.dtype],
     )
 

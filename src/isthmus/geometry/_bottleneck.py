@@ -152,7 +152,7 @@ def find_bottleneck(geometry: PathGeometry) -> Bottleneck:
     input_rank = int(numerical_rank(geometry.spectrum[0]))
     reason = ""
     if lt > 0 and float(geometry.weight_spectrum.max()) < 0.5 * lt:
-        reason = "the weights nowhere make up for the leak: the network is (almost) constant; the ridge may be too large"
+        reason = "the weights nowhere make up for the leak: the network is (almost) constant: is the ridge too large?"
     elif rank > NARROWER * input_rank:
         reason = f"its narrowest part keeps {rank} of {input_rank} dimensions"
     elif agreement < 0.5:

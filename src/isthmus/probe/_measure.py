@@ -144,7 +144,8 @@ class _Recorder:
         infinite = "infinite: A leaves the row space of S (identity_residual)"
         self.rows[name] = []
         for i, (value, finite) in enumerate(zip(cost.exact.tolist(), cost.finite.tolist(), strict=True)):
-            where: dict[str, Any] = {"layer": f"representation.{i}", "index": i, "position": self.nodes[i], **self.common}
+            at = {"layer": f"representation.{i}", "index": i, "position": self.nodes[i]}
+            where: dict[str, Any] = {**at, **self.common}
             row = self.table.add(name, value, **where) if finite else self.table.skip(name, infinite, **where)
             self.rows[name].append(row)
 
@@ -215,7 +216,7 @@ def check_metrics(
 def measure_path(
     model: LeakyResNet,
     x: Float[Tensor, "n inputs"],
-    y: Shaped[Tensor, "n ..."] | None = None,
+    y: Shaped[Tensor, "rows ..."] | None = None,
     *,
     loss: MeanLoss | None = None,
     ridge: float | None = None,

@@ -61,7 +61,7 @@ def path_momenta(
 def probe_path(
     model: LeakyResNet,
     x: Float[Tensor, "n inputs"],
-    y: Shaped[Tensor, "n ..."] | None = None,
+    y: Shaped[Tensor, "rows ..."] | None = None,
     *,
     loss: MeanLoss | None = None,
     ridge: float | None = None,

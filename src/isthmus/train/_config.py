@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
 
 from isthmus._errors import InputError
 from isthmus._random import check_seed
-
-LossName = Literal["square", "cross_entropy"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +25,7 @@ class FitConfig:
     """
 
     ridge: float = 1e-3
-    loss: LossName = "square"
+    loss: str = "square"
     epochs: int = 2000
     learning_rate: float = 3e-2
     batch_size: int | None = None

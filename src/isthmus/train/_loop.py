@@ -64,7 +64,7 @@ def _update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
 def fit(
     model: LeakyResNet,
     x: Float[Tensor, "n features"],
-    y: Shaped[Tensor, "n ..."],
+    y: Shaped[Tensor, "rows ..."],
     config: FitConfig,
     *,
     x_test: Float[Tensor, "m features"] | None = None,

@@ -1,0 +1,247 @@
+"""Names of the numbers: one name, one definition, everywhere (docs/architecture.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from isthmus._errors import InputError, near_name_hint
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """Definition of one number: what it is of, its formula, unit, source, and how far to trust it."""
+
+    name: str
+    of: str
+    definition: str
+    unit: str
+    source: str
+    trust: str = ""
+
+
+def _catalogue(*metrics: Metric) -> dict[str, Metric]:
+    return {m.name: m for m in metrics}
+
+
+_HAM_TRUST = "Means nothing far from stationarity: read it together with `stationarity`, which should be well below 1."
+_COI_TRUST = "Depends on γ₀ (recorded in the note); it may lie below the rank."
+
+METRICS: dict[str, Metric] = _catalogue(
+    Metric(
+        "numerical_rank",
+        "representation, weight",
+        "number of singular values above tol · s₁",
+        "dimensions",
+        "standard",
+        "Counts what is above the recorded tol; noise above tol counts too.",
+    ),
+    Metric("stable_rank", "representation, weight", "‖M‖² / ‖M‖²_op", "dimensions", "standard"),
+    Metric(
+        "nuclear_rank",
+        "representation, weight",
+        "‖M‖*² / ‖M‖²",
+        "dimensions",
+        "arXiv 2405.17573, docs/theory 1.4",
+        "A lower bound of the cost of identity without bias.",
+    ),
+    Metric("participation_ratio", "representation, weight", "(Σ s²)² / Σ s⁴", "dimensions", "standard"),
+    Metric(
+        "participation_ratio_centred",
+        "representation",
+        "(Σ s²)² / Σ s⁴ of the representation minus its mean",
+        "dimensions",
+        "standard",
+    ),
+    Metric(
+        "effective_rank", "representation, weight", "exp of the entropy of s²/Σs² (in nats)", "dimensions", "standard"
+    ),
+    Metric(
+        "cost_of_identity",
+        "representation",
+        "‖A‖²_{K+γ} = Tr[A (SᵀS + γI)⁻¹ Aᵀ], γ = γ₀‖S‖²_op",
+        "dimensions",
+        "arXiv 2405.17573, docs/theory 1.4",
+        _COI_TRUST,
+    ),
+    Metric(
+        "cost_of_identity_exact",
+        "representation",
+        "‖A S⁺‖², where the rows of A lie in the row space of S",
+        "dimensions",
+        "arXiv 2405.17573, docs/theory 1.4",
+        "Infinite, hence skipped, where `identity_residual` is not 0.",
+    ),
+    Metric("identity_residual", "representation", "‖A − A S⁺S‖ / ‖A‖", "fraction", "arXiv 2405.17573, docs/theory 1.4"),
+    Metric(
+        "negative_fraction", "representation", "‖min(A, 0)‖² / ‖A‖²", "fraction", "arXiv 2405.17573, docs/theory 1.7"
+    ),
+    Metric("relative_move", "step", "‖A_ℓ − A_{ℓ−1}‖ / ‖A_ℓ‖", "fraction", "arXiv 2405.17573, docs/theory 1.3"),
+    Metric(
+        "path_speed",
+        "step of a leaky path",
+        "c_ℓ = ‖A_ℓ − A_{ℓ−1}‖ / (ρ_ℓ ‖A_ℓ‖)",
+        "1 / depth",
+        "arXiv 2405.17573, docs/theory 1.3",
+    ),
+    Metric(
+        "path_length",
+        "path",
+        "∫‖∂_pA‖_{K+γ} dp",
+        "√dimensions · depth⁻¹",
+        "arXiv 2405.17573, docs/theory 1.6",
+        _COI_TRUST,
+    ),
+    Metric(
+        "path_length_euclidean",
+        "path",
+        "∫‖∂_pA‖ dp = Σ ‖A_ℓ − A_{ℓ−1}‖",
+        "norm of A",
+        "arXiv 2405.17573, docs/theory 1.7",
+    ),
+    Metric(
+        "kinetic_energy",
+        "step of a leaky path",
+        "(1/2L̃) ‖∂_pA‖²_{K+γ}",
+        "energy",
+        "arXiv 2405.17573, docs/theory 1.4",
+        _COI_TRUST,
+    ),
+    Metric(
+        "hamiltonian",
+        "step of a leaky path",
+        "H(A_{ℓ−1}, B_ℓ) = (μ/2)‖B Sᵀ‖² − L̃ Tr[B Aᵀ]",
+        "energy",
+        "arXiv 2405.17573, docs/theory 1.5",
+        _HAM_TRUST,
+    ),
+    Metric(
+        "hamiltonian_symmetric",
+        "step of a leaky path",
+        "½ [H(A_{ℓ−1}, B_ℓ) + H(A_ℓ, B_ℓ)]",
+        "energy",
+        "arXiv 2405.17573, docs/theory 1.5",
+        _HAM_TRUST,
+    ),
+    Metric(
+        "hamiltonian_stable",
+        "step of a leaky path",
+        "(1/2L̃)‖∂_pA‖²_{K+γ} − (L̃/2)‖A‖²_{K+γ}",
+        "energy",
+        "arXiv 2405.17573, docs/theory 1.5",
+        _COI_TRUST,
+    ),
+    Metric(
+        "hamiltonian_rank",
+        "step of a leaky path",
+        "−(2/L̃) H(A_{ℓ−1}, B_ℓ)",
+        "dimensions",
+        "arXiv 2405.17573, docs/theory 1.5",
+        _HAM_TRUST,
+    ),
+    Metric(
+        "hamiltonian_rank_symmetric",
+        "step of a leaky path",
+        "−(2/L̃) × hamiltonian_symmetric",
+        "dimensions",
+        "arXiv 2405.17573, docs/theory 1.5",
+        _HAM_TRUST,
+    ),
+    Metric(
+        "hamiltonian_rank_stable",
+        "step of a leaky path",
+        "−(2/L̃) × hamiltonian_stable",
+        "dimensions",
+        "arXiv 2405.17573, docs/theory 1.5",
+        _COI_TRUST,
+    ),
+    Metric(
+        "stationarity",
+        "step of a leaky path",
+        "‖W_ℓ − μ B_ℓ S_{ℓ−1}ᵀ‖ / ‖W_ℓ‖",
+        "fraction",
+        "arXiv 2405.17573, docs/theory 1.5",
+        "0 at a critical point; the Hamiltonian is noise where this is not small.",
+    ),
+    Metric(
+        "momentum_norm",
+        "layer of a leaky path",
+        "‖B_ℓ‖, B_ℓ = −(1/λ) ∂C/∂A_ℓ",
+        "1 / norm of A",
+        "arXiv 2405.17573, docs/theory 1.5",
+        _HAM_TRUST,
+    ),
+    Metric(
+        "momentum_weight_norm",
+        "step of a leaky path",
+        "‖B_ℓ S_{ℓ−1}ᵀ‖",
+        "√dimensions",
+        "arXiv 2405.17573, docs/theory 1.7",
+        _HAM_TRUST,
+    ),
+    Metric("layer_step", "step of a leaky path", "ρ_ℓ, with Σ ρ_ℓ = 1", "depth", "arXiv 2405.17573, docs/theory 1.1"),
+    Metric(
+        "weight_norm_sq", "step", "‖W_ℓ‖² with the bias column", "squared weight", "arXiv 2405.17573, docs/theory 1.2"
+    ),
+    Metric("bias_norm_sq", "step", "‖b_ℓ‖²", "squared weight", "arXiv 2405.17573, docs/theory 1.7"),
+    Metric(
+        "balance",
+        "step of a leaky path",
+        "|‖W_ℓ‖² − ‖W_1‖² − 2L̃ ∫‖b‖²dp| / max_ℓ ‖W_ℓ‖²",
+        "fraction",
+        "arXiv 2405.17573, docs/theory 1.7",
+        "0 at a critical point of a ReLU or linear path, up to O(1/L).",
+    ),
+    Metric(
+        "bound_lower",
+        "path",
+        "min_p ‖A‖²_{K+γ} − (ℓ/L̃ + √g)², below which −2H/L̃ cannot lie",
+        "dimensions",
+        "arXiv 2405.17573, Theorem 4, docs/theory 1.6",
+        "Says nothing where g exceeds the rank.",
+    ),
+    Metric(
+        "bound_upper",
+        "path",
+        "min_p ‖A‖²_{K+γ} + g, above which −2H/L̃ cannot lie",
+        "dimensions",
+        "arXiv 2405.17573, Theorem 4, docs/theory 1.6",
+        "Says nothing where g exceeds the rank.",
+    ),
+    Metric("bound_slack", "path", "g = max_p γ_p ‖B_p‖²", "dimensions", "arXiv 2405.17573, Theorem 4, docs/theory 1.6"),
+    Metric(
+        "bottleneck_rank",
+        "path",
+        "k*: the agreed rank inside the bottleneck",
+        "dimensions",
+        "arXiv 2405.17573, docs/theory 1.6",
+        "The verdict says which estimates agree.",
+    ),
+    Metric(
+        "jacobian_log_singular_value",
+        "model, averaged over samples",
+        "log s_i of the input–output Jacobian",
+        "nats",
+        "arXiv 2405.17573, docs/theory 1.9",
+        "The i-th is at index i; each direction costs 1 − m²/L̃² in −2H/L̃.",
+    ),
+    Metric("loss", "training", "C, the data term of the objective", "loss", "arXiv 2405.17573, docs/theory 1.2"),
+    Metric("ridge_term", "training", "(λ/2μ) Σ ρ_ℓ ‖W_ℓ‖²", "loss", "arXiv 2405.17573, docs/theory 1.2"),
+    Metric("learning_rate", "training", "step size of the optimiser", "", "training loop"),
+    Metric(
+        "gradient_norm",
+        "training",
+        "norm of the objective's gradient over the trained parameters",
+        "loss / weight",
+        "training loop",
+    ),
+    Metric("accuracy", "training", "share of samples whose largest output is their class", "fraction", "standard"),
+    Metric("r_squared", "training", "1 − Σ‖y − f(x)‖² / Σ‖y − ȳ‖²", "fraction", "standard"),
+)
+"""Every metric a table may hold: one name, one definition, everywhere."""
+
+
+def check_metric(name: str) -> Metric:
+    """The definition of `name`, or `InputError` with the nearest known names."""
+    if name not in METRICS:
+        raise InputError("metric", name, "a metric of this version", near_name_hint(name, METRICS))
+    return METRICS[name]

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from isthmus import LeakyResNet
+from isthmus._records import RunFolder
+from isthmus.cli import main
+from isthmus.data import teacher
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    out = tmp_path_factory.mktemp("runs") / "teacher"
+    arguments = ["train", "--data", "teacher", "--n-train", "120", "--n-test", "60", "--width", "32", "--depth", "8",
+                 "--effective-depth", "3", "--epochs", "40", "--steps", "adaptive", "--seed", "5", "--quiet",
+                 "--out", str(out)]  # fmt: skip
+    torch.set_default_dtype(torch.float32)  # as a user's process starts
+    assert main(arguments) == 0
+    return RunFolder.open(out)
+
+
+def test_a_run_folder_is_whole(run: RunFolder) -> None:
+    names = {p.name for p in run}
+    assert names == {
+        "run.json",
+        "metrics.parquet",
+        "verdict.json",
+        "arrays.safetensors",
+        "model.safetensors",
+        "report.html",
+    }
+    record = run.run
+    assert record["status"] == "complete"
+    assert record["configuration"]["seed"] == 5
+    assert record["configuration"]["steps"] == "adaptive"
+    assert record["loss_reduction"] == "sum over outputs, mean over samples"
+    assert record["versions"]["torch"] == torch.__version__
+    frame = run.metrics()
+    claims = run.verdict()
+    assert claims[0].name == "bottleneck"
+    for claim in claims:
+        assert claim.rows, claim.name
+        assert max(claim.rows) < len(frame)
+    assert json.loads((run.path / "run.json").read_text()) == record
+    assert not list(run.path.glob(".*.part"))
+
+
+def test_the_saved_model_is_the_measured_one(run: RunFolder) -> None:
+    net = LeakyResNet(30, 30, width=32, depth=8, effective_depth=3.0, steps="adaptive", dtype=torch.float32)
+    net.load_state_dict(safetensors.torch.load_file(run.path / "model.safetensors"))
+    task = teacher(n_train=120, n_test=60, seed=5)
+    with torch.no_grad():
+        loss = float((net(task.x_train.float()) - task.y_train.float()).square().sum() / 120)
+        steps = net.layer_steps.double().numpy()
+    frame = run.metrics()
+    last = frame.filter((frame["metric"] == "loss") & (frame["split"] == "train")).sort("step")["value"][-1]
+    assert loss == pytest.approx(last, rel=1e-5)  # float32
+    assert run.arrays()["layer_steps"] == pytest.approx(steps, rel=1e-6)
+    assert not np.allclose(steps, 1 / 8)
+
+
+def test_report_makes_the_same_page_again_and_saves_charts(run: RunFolder, tmp_path: Path) -> None:
+    page = run.path / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert main(["report", str(run.path), "--charts", str(tmp_path), "--formats", "svg"]) == 0
+    assert page.read_bytes() == before
+    assert list(tmp_path.glob("*.svg"))
+    assert main(["report", str(run.path), "--charts", str(tmp_path), "--formats", "gif"]) == 2
+
+
+def test_same_seed_same_numbers(run: RunFolder, tmp_path: Path) -> None:
+    arguments = ["train", "--data", "teacher", "--n-train", "120", "--n-test", "60", "--width", "32", "--depth", "8",
+                 "--effective-depth", "3", "--epochs", "40", "--steps", "adaptive", "--seed", "5", "--quiet",
+                 "--out", str(tmp_path / "again")]  # fmt: skip
+    torch.set_default_dtype(torch.float32)
+    assert main(arguments) == 0
+    again = RunFolder.open(tmp_path / "again")
+    assert again.metrics().equals(run.metrics(), null_equal=True)
+    assert (again.path / "model.safetensors").read_bytes() == (run.path / "model.safetensors").read_bytes()
+
+
+def test_demo_runs_and_chooses_a_fresh_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    torch.set_default_dtype(torch.float32)
+    for _ in range(2):
+        assert main(["demo", "--epochs", "2", "--quiet"]) == 0
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert len(folders) == 2
+    printed = capfd.readouterr()
+    for folder in folders:
+        assert (folder / "report.html").exists()
+        assert str(folder.relative_to(tmp_path)) in printed.out
