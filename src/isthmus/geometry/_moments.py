@@ -136,7 +136,7 @@ class PathAccumulator:
             "total": path.sum(1).double(),
             "moved_cross": _products(moved, features[:-1]),
             "moved_norm_sq": _inner(moved, moved),
-            "negative_norm_sq": _inner(path.clamp(max=0), path.clamp(max=0)),
+            "negative_norm_sq": torch.stack([_inner(part, part) for part in (a.clamp(max=0) for a in path)]),
             "path_gram": (path.flatten(1) @ path.flatten(1).T).double(),
         }
         if momenta is not None:
