@@ -130,7 +130,8 @@ def fill(
     run.write_metrics(table)
     claims = [
         Claim("bottleneck", f"Keeps {rank} of 30 dimensions from p = 0.2 to 0.8; slowest there, by a factor 9."
-              + note, "finding", (kept, *pair, *costs), {"k": rank, "from": 0.2, "to": 0.8, "label" + note: note}),
+              + note, "finding", (kept, *pair, *costs),
+              {"k": rank, "from": 0.2, "to": 0.8, "label" + note: note or "none"}),
         Claim("speed", "Moves nine times faster at its ends than in its middle." + note, "finding", tuple(speed),
               {"ratio": 9.0}),
         Claim("stationarity", "The residual reaches 0.47 at the output, so the Hamiltonian of the last two layers is "
@@ -222,10 +223,12 @@ def chromium() -> Iterator[Any]:
 
     with sync_playwright() as playwright:
         own = playwright.chromium.executable_path
-        candidates = (os.environ.get("ISTHMUS_CHROMIUM"), "/usr/bin/chromium", own)
-        found = next((path for path in candidates if path and shutil.which(path)), None)
+        asked = os.environ.get("ISTHMUS_CHROMIUM")
+        candidates = (asked,) if asked else ("/usr/bin/chromium", own)
+        found = next((path for path in candidates if shutil.which(path)), None)
         if found is None:
-            pytest.fail("no Chromium: run `apt-get install chromium` or `python -m playwright install chromium`")
+            where = f"ISTHMUS_CHROMIUM={asked} is no program" if asked else "no Chromium"
+            pytest.fail(f"{where}: run `apt-get install chromium` or `python -m playwright install chromium`")
         browser = playwright.chromium.launch(executable_path=found, args=CHROMIUM_ARGS)
         yield browser
         browser.close()

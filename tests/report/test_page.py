@@ -140,8 +140,8 @@ def test_gamma_and_stationarity_stand_beside_hamiltonian_numbers(page: Page) -> 
 def test_charts_hold_the_recorded_numbers(page: Page, normal_run: RunFolder) -> None:
     frame = normal_run.metrics()
     recorded = frame.filter((frame["metric"] == "hamiltonian_rank_symmetric") & (frame["status"] == "ok"))
-    ranks = next(s for s in page.specs if "cost" in s["description"] and "−2H/L̃" in s["description"])
-    drawn = [row for row in ranks["datasets"]["rows"] if row["s"] == "−2H/L̃ symmetric"]
+    ranks = next(s for s in page.specs if s["description"].startswith("Line chart of H rank"))
+    drawn = [row for row in ranks["datasets"]["rows"] if row["s"] == "H rank, symmetric"]
     # The charts carry five significant digits.
     assert [row["y"] for row in drawn] == pytest.approx(recorded["value"].to_list(), rel=5e-5)
     assert [row["x"] for row in drawn] == pytest.approx(recorded["position"].to_list(), rel=5e-5)

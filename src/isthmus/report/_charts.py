@@ -54,7 +54,7 @@ def _legend(names: Sequence[str], title: str | None) -> alt.Legend:
 
 def _axis_x(along: Along) -> alt.X:
     scale = alt.Scale(domain=[0, 1], nice=False) if along == "depth" else alt.Scale(zero=False, nice=False)
-    axis = alt.Axis(tickCount=5, labelFlush=False, format="~r")
+    axis = alt.Axis(tickCount=5, labelFlush=False, labelOverlap=True, labelSeparation=10, format="~r")
     return alt.X("x:Q", scale=scale, title=_X_TITLES[along], axis=axis)
 
 
@@ -235,7 +235,7 @@ def path_plane(index: np.ndarray, depths: np.ndarray, points: np.ndarray, *, des
     shape = alt.Shape(
         "t:N",
         scale=alt.Scale(domain=kinds, range=["circle", "square"]),
-        legend=alt.Legend(orient="top", title=None, symbolSize=120),
+        legend=alt.Legend(orient="bottom", title=None, symbolSize=120),
     )
     layers = [base.mark_line(style="thread").encode(order="i:Q"), dots, mark.encode(x=x, y=y, shape=shape)]
     spec = _finish(layers, {"rows": rows, "ends": ends}, description)

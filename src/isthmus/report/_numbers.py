@@ -48,7 +48,7 @@ class ShownNumber:
 def _value(value: object) -> str:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return number(float(value))
-    return "—" if value is None else shorten(value, 160)
+    return "—" if value in (None, "") else shorten(value, 160)
 
 
 def shown_claims(run: RunView, level: str) -> list[ShownClaim]:

@@ -19,6 +19,7 @@ MAX_BYTES = 5_000_000
 """A page is never larger than this; data are thinned until it fits."""
 
 _FORMATS = ("png", "svg", "pdf")
+_FILE_FONT = "'DejaVu Sans', 'Segoe UI', 'Helvetica Neue', sans-serif"  # the first holds every sign of the labels
 _ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"}
 
 
@@ -187,7 +188,7 @@ def _save(spec: dict[str, Any], path: Path, kind: str) -> Path:
 
     from isthmus.report._themes import chart_config
 
-    common: dict[str, Any] = {"vl_version": _vega_lite_version(), "config": chart_config("light", font="sans-serif")}
+    common: dict[str, Any] = {"vl_version": _vega_lite_version(), "config": chart_config("light", font=_FILE_FONT)}
     if kind == "svg":
         content = vl_convert.vegalite_to_svg(spec, **common).encode()
     elif kind == "png":

@@ -10,9 +10,9 @@ import numpy as np
 from isthmus.report._figures import Budget, Figure, Recipe, curve_figure, plane_figure, spectrum_figure
 from isthmus.report._read import Curve, RunView, number
 
-_H = "−2H/L̃ as measured"
-_H_SYM = "−2H/L̃ symmetric"
-_H_STABLE = "−2H/L̃ stabilised"
+_H = "H rank"
+_H_SYM = "H rank, symmetric"
+_H_STABLE = "H rank, stabilised"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +42,10 @@ def _energy_curves(run: RunView) -> list[Curve]:
     depth = run.scalar("leaky", "effective_depth")
     cost = run.curve("cost_of_identity", "representation")
     return [
-        run.curve("hamiltonian_symmetric", "step", "Hamiltonian (symmetric)"),
+        run.curve("hamiltonian_symmetric", "step", "Hamiltonian, symmetric"),
         run.curve("kinetic_energy", "step", "kinetic energy"),
-        cost.scaled(-(depth or 0.0) / 2, "potential energy −(L̃/2)·COI") if depth
-        else dataclasses.replace(cost.at(np.empty(0, np.int64)), name="potential energy −(L̃/2)·COI",
+        cost.scaled(-(depth or 0.0) / 2, "potential energy") if depth
+        else dataclasses.replace(cost.at(np.empty(0, np.int64)), name="potential energy",
                                  reasons=cost.reasons or ("no effective depth L̃ > 0, so there is no energy",)),
     ]  # fmt: skip
 
@@ -84,7 +84,7 @@ def _rank_answer(run: RunView, curves: Mapping[str, Curve]) -> str:
     said: list[str] = []
     pair = curves.get(_H_SYM) or curves.get(_H)
     if pair is not None:
-        said.append(f"−2H/L̃ has median {number(_median(pair), 3)} (from {_span(pair)}).")
+        said.append(f"−2H/L̃ ({pair.name}) has median {number(_median(pair), 3)} (from {_span(pair)}).")
     cost = run.curve("cost_of_identity", "representation")
     if len(cost):
         low = int(cost.y.argmin())
@@ -195,8 +195,8 @@ _ENERGIES = Recipe(
 )  # fmt: skip
 _RANKS = Recipe(
     "ranks", "How many dimensions does the bottleneck hold?",
-    "Every curve is an estimate of the same number. With growing L̃, −2H/L̃ rises to the bottleneck rank from below, "
-    "and the minimum of the cost of identity (COI) falls to it from above.",
+    "Every curve estimates one number. With growing L̃ the Hamiltonian rank −2H/L̃ (H rank) rises to the bottleneck "
+    "rank from below, and the minimum of the cost of identity (COI) falls to it from above.",
     "dimensions", _rank_curves, _rank_answer, rules=_bottleneck_rule,
 )  # fmt: skip
 _STANDARD = Recipe(
