@@ -13,7 +13,7 @@ from isthmus.cli._output import fresh_folder, print_run, training_progress
 def demo(
     *,
     out: Annotated[Path | None, Parameter(help="New run folder; a fresh one under runs/ unless given.")] = None,
-    epochs: Annotated[int, Parameter(help="Passes over the training digits.")] = 1500,
+    epochs: Annotated[int, Parameter(help="Passes over the training digits.")] = 1000,
     seed: Annotated[int, Parameter(help="Seed of the split and the weights.")] = 0,
     quiet: Annotated[bool, Parameter(help="No progress bar.", negative="")] = False,
 ) -> None:
@@ -21,7 +21,7 @@ def demo(
     from isthmus.cli._train import train_on  # imports torch: not before it is needed
     from isthmus.experiments import LeakyConfig
 
-    config = LeakyConfig(depth=20, effective_depth=5.0, epochs=epochs, ridge=1e-3, seed=seed)
+    config = LeakyConfig(depth=20, effective_depth=5.0, epochs=epochs, ridge=2e-2, seed=seed)
     with training_progress(quiet) as progress:
         run = train_on("digits", config, out or fresh_folder("demo"), command="demo", progress=progress)
     print_run(run)

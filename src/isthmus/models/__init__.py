@@ -1,7 +1,8 @@
 """Networks (arXiv 2405.17573, docs/theory 1.1)."""
 
+from isthmus.models._activations import Activation as Activation
+from isthmus.models._activations import SmoothReLU as SmoothReLU
 from isthmus.models._leaky_resnet import LeakyResNet as LeakyResNet
-from isthmus.models._leaky_resnet import SmoothReLU as SmoothReLU
 from isthmus.models._steps import Adaptive as Adaptive
 from isthmus.models._steps import Equidistant as Equidistant
 from isthmus.models._steps import Irregular as Irregular
