@@ -147,7 +147,7 @@ def test_learned_maps_have_no_gradient_along_themselves() -> None:
         gradient = raw.grad
         assert gradient is not None
         assert float(gradient.norm()) > 1e-3
-        assert abs(float((gradient * raw).sum())) < 1e-13 * float(gradient.norm() * raw.norm())
+        assert abs(float((gradient * raw.detach()).sum())) < 1e-13 * float(gradient.norm() * raw.detach().norm())
 
 
 def test_same_seed_same_weights_and_the_global_generator_is_left_alone() -> None:

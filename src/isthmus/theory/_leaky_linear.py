@@ -40,7 +40,7 @@ class LinearGeodesic:
 
 def linear_geodesic(
     x: Float[Tensor, "width n"],
-    log_map: Float[Tensor, "width width"],
+    log_map: Float[Tensor, "rows columns"],
     *,
     depth: int,
     effective_depth: float,
