@@ -11,6 +11,7 @@ import pytest
 from isthmus._errors import InputError
 from isthmus._records import MetricTable, RunFolder
 from isthmus.report import save_charts
+from isthmus.report._charts import ScaleKind, _axis_y, scale_kind
 from isthmus.report._read import Curve, RunView, evenly, number
 from isthmus.report._themes import SERIES, THEMES
 
@@ -82,6 +83,25 @@ def test_numbers_are_short_and_have_true_minus_signs() -> None:
     assert [number(v) for v in (3.0, -2.5, 1 / 3, 1.2e-7, 1e9, None, float("nan"))] == [
         "3", "−2.5", "0.3333", "1.2e−07", "1e+09", "—", "—",
     ]  # fmt: skip
+    assert [number(v, 3) for v in (1381.4, 12345.0, -98765.4)] == ["1380", "12345", "−98800"]
+
+
+def test_scale_shows_small_values_beside_large_ones() -> None:
+    assert scale_kind(np.array([2.0, 3.0, 13.0])) == "linear"
+    assert scale_kind(np.array([2.0, 3.0, 4000.0])) == "log"
+    assert scale_kind(np.array([-6.0, -5.0, 9.0, 1400.0])) == "symlog"
+    assert scale_kind(np.array([-9.0, 0.6, 24.0, -39.0])) == "linear"
+    assert scale_kind(np.array([0.0, 0.0, 0.0])) == "linear"
+
+
+@pytest.mark.parametrize("kind", ["log", "symlog"])
+def test_logarithmic_axes_have_a_few_round_ticks_inside_their_span(kind: ScaleKind) -> None:
+    span = {"log": (2.2, 4150.0), "symlog": (-1390.0, 1380.0)}[kind]
+    axis = _axis_y("energy", span, kind, False, unit=10.0).to_dict()
+    ticks = axis["axis"]["values"]
+    assert ticks == {"log": [10, 100, 1000], "symlog": [-1000, -100, 0, 100, 1000]}[kind]
+    assert axis["scale"]["domain"] == list(span)
+    assert "log scale" in axis["title"]
 
 
 def test_the_last_step_and_the_asked_gamma_are_read(make_run: Callable[..., RunFolder]) -> None:

@@ -5,6 +5,7 @@ Field names are fixed letters; whatever a user named stands in the data as text 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ _X_TITLES: dict[Along, str] = {
     "number": "singular value no.",
 }
 Rows = list[dict[str, Any]]
+ScaleKind = Literal["linear", "log", "symlog"]
+"""Scale of the y axis; `symlog` is logarithmic in both directions and linear around 0."""
 
 
 def _short(value: float) -> float:
@@ -58,18 +61,41 @@ def _axis_x(along: Along) -> alt.X:
     return alt.X("x:Q", scale=scale, title=_X_TITLES[along], axis=axis)
 
 
-def _axis_y(title: str, span: tuple[float, float], log: bool, zero: bool) -> alt.Y:
+def scale_kind(values: np.ndarray) -> ScaleKind:
+    """The scale on which all values can be seen: linear, or a logarithmic one where a few dwarf the rest."""
+    size = np.abs(values)
+    if (values > 0).all():
+        return "log" if values.max() > 20 * values.min() else "linear"
+    return "symlog" if size.max() > 30 * np.median(size) > 0 else "linear"
+
+
+def _decades(low: float, high: float, steps: Sequence[int]) -> list[float]:
+    """The numbers `steps` · 10ⁿ between two positive ones."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    found = [_short(step * 10.0**power) for power in powers for step in steps]
+    return [value for value in found if low * 0.999 <= value <= high * 1.001]
+
+
+def _axis_y(title: str, span: tuple[float, float], kind: ScaleKind, zero: bool, unit: float = 1.0) -> alt.Y:
+    """The y axis. `unit` is the size around 0 within which a symmetric logarithmic scale is linear."""
     low, high = span
-    if log:
-        scale, axis = (
-            alt.Scale(type="log", domain=[low, high], nice=high > 10 * low),
-            alt.Axis(tickCount=4, format=".4~g"),
+    if kind == "log":
+        ticks = _decades(low, high, (1,) if high > 1000 * low else (1, 2, 5))
+        scale = alt.Scale(type="log", domain=[low, high], nice=False)
+        axis = alt.Axis(values=ticks[:: 1 + len(ticks) // 8], format=".4~g")
+        return alt.Y("y:Q", scale=scale, title=f"{title} (log scale)", axis=axis)
+    if kind == "symlog":
+        size = max(abs(low), abs(high))
+        ticks = _decades(10 * unit, size, (1,)) if size > 10 * unit else [unit]
+        ticks = sorted(v for v in (*(-t for t in ticks), 0.0, *ticks) if low <= v <= high)
+        scale = alt.Scale(type="symlog", constant=unit, domain=[low, high], nice=False)
+        return alt.Y(
+            "y:Q", scale=scale, title=f"{title} (symmetric log scale)", axis=alt.Axis(values=ticks, format=".4~g")
         )
-    else:
-        low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
-        room = 0.0 if high > low else 0.5 * abs(high) or 1.0
-        scale, axis = alt.Scale(domain=[low - room, high + room], nice=True, zero=False), alt.Axis(tickCount=5)
-    return alt.Y("y:Q", scale=scale, title=title, axis=axis)
+    low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
+    room = 0.0 if high > low else 0.5 * abs(high) or 1.0
+    scale = alt.Scale(domain=[low - room, high + room], nice=True, zero=False)
+    return alt.Y("y:Q", scale=scale, title=title, axis=alt.Axis(tickCount=5))
 
 
 def _finish(layers: list[alt.Chart], data: dict[str, Rows], description: str) -> dict[str, Any]:
@@ -91,7 +117,7 @@ def lines(
     span: tuple[float, float],
     description: str,
     along: Along = "depth",
-    log: bool = False,
+    scale: ScaleKind = "linear",
     zero: bool = False,
     layers: np.ndarray | None = None,
     rules: Sequence[tuple[float, str]] = (),
@@ -101,6 +127,8 @@ def lines(
     `span` holds the smallest and largest value of the axis, which charts to be compared share.
     """
     names = [c.name for c in curves]
+    middle = float(np.median(np.abs(np.concatenate([c.y for c in curves]))))
+    unit = 10.0 ** math.floor(math.log10(middle)) if middle > 0 else 1.0
     rows = [
         {"x": _short(x), "y": _short(y), "s": c.name, "w": f"{c.kind} {i}", **({} if np.isnan(e) else {"e": _short(e)})}
         for c in curves
@@ -110,7 +138,7 @@ def lines(
     domain = alt.Scale(domain=names)
     base = alt.Chart(alt.NamedData(name="rows")).encode(
         x=_axis_x(along),
-        y=_axis_y(y_title, span, log, zero),
+        y=_axis_y(y_title, span, scale, zero, unit),
         color=alt.Color("s:N", scale=domain, legend=legend),
         tooltip=[
             alt.Tooltip("s:N", title="what"), alt.Tooltip("w:N", title="where"),
@@ -187,7 +215,7 @@ def spectra(
     legend = _legend(groups, "singular values") if len(groups) > 1 else None
     base = alt.Chart(alt.NamedData(name="rows")).encode(
         x=_axis_x("depth"),
-        y=_axis_y(y_title, (floor if log else 0.0, top), log, True),
+        y=_axis_y(y_title, (floor if log else 0.0, top), "log" if log else "linear", True),
         detail="i:O",
         color=alt.Color("s:N", scale=alt.Scale(domain=groups, range="ordinal"), legend=legend),
         tooltip=[

@@ -80,7 +80,7 @@ class Recipe:
         curves: the curves of one run.
         answer: what one run shows, or nothing.
         overlay: several runs share one chart (their first curve each) instead of having one each.
-        log: logarithmic y axis where all values are positive and the span asks for it.
+        log: logarithmic y axis where a few values dwarf the others.
         zero: y axis starts at 0.
         rules: horizontal reference lines.
         along: what x is.
@@ -181,8 +181,9 @@ def curve_figure(recipe: Recipe, runs: Sequence[RunView], budget: Budget) -> Fig
 def _panels(recipe: Recipe, drawn: Sequence[tuple[RunView, list[Curve], str]], several: bool) -> list[Panel]:
     if not drawn:
         return []
-    span = _span([curve for _, curves, _ in drawn for curve in curves])
-    log = recipe.log and span[0] > 0 and span[1] > 20 * span[0]
+    everything = [curve for _, curves, _ in drawn for curve in curves]
+    span = _span(everything)
+    scale = _charts.scale_kind(np.concatenate([c.y for c in everything])) if recipe.log else "linear"
     if recipe.overlay and several:
         charts = [(None, "", [curves[0].named(run.label) for run, curves, _ in drawn],
                    " ".join(f"{run.label}: {said}" for run, _, said in drawn))]  # fmt: skip
@@ -192,7 +193,7 @@ def _panels(recipe: Recipe, drawn: Sequence[tuple[RunView, list[Curve], str]], s
     panels: list[Panel] = []
     for run, label, curves, said in charts:
         spec = _charts.lines(
-            curves, y_title=recipe.y_title, span=span, along=recipe.along, log=log, zero=recipe.zero,
+            curves, y_title=recipe.y_title, span=span, along=recipe.along, scale=scale, zero=recipe.zero,
             layers=run.positions if run is not None and recipe.along == "depth" else None,
             rules=recipe.rules(run) if run is not None else (),
             description=f"Line chart of {', '.join(c.name for c in curves)}. {said} The data are in the table below.",

@@ -28,7 +28,10 @@ def number(value: float | None, digits: int = 4) -> str:
     """A number as the page shows it: `digits` significant digits, a true minus sign, a dash where there is none."""
     if value is None or not np.isfinite(value):
         return "—"
-    shown = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e6 else f"{value:.{digits}g}"
+    whole = float(value).is_integer()
+    shown = f"{value:.{digits}g}"
+    if abs(value) < 1e6 and (whole or "e+" in shown):
+        shown = f"{value if whole else float(shown):.0f}"
     return shown.replace("-", "−")
 
 

@@ -93,7 +93,7 @@ def _rank_answer(run: RunView, curves: Mapping[str, Curve]) -> str:
             f"p = {number(float(cost.x[low]), 2)}."
         )
     k = run.bottleneck
-    said.append(f"The estimates agree on k* = {k}." if k else "The estimates agree on no bottleneck rank.")
+    said.append(f"The verdict puts the bottleneck rank at k* = {k}." if k else "The verdict names no bottleneck rank.")
     return " ".join(said)
 
 
@@ -191,13 +191,13 @@ _ENERGIES = Recipe(
     "energies", "Is the energy conserved along the path?",
     "On an optimal path H = kinetic + potential energy stays constant while its two parts trade places: the potential "
     "energy −(L̃/2)·COI counts dimensions, the kinetic energy is high where the representation moves.",
-    "energy", _energy_curves, _energy_answer,
+    "energy", _energy_curves, _energy_answer, log=True,
 )  # fmt: skip
 _RANKS = Recipe(
     "ranks", "How many dimensions does the bottleneck hold?",
     "Every curve estimates one number. With growing L̃ the Hamiltonian rank −2H/L̃ (H rank) rises to the bottleneck "
     "rank from below, and the minimum of the cost of identity (COI) falls to it from above.",
-    "dimensions", _rank_curves, _rank_answer, rules=_bottleneck_rule,
+    "dimensions", _rank_curves, _rank_answer, log=True, rules=_bottleneck_rule,
 )  # fmt: skip
 _STANDARD = Recipe(
     "standard-ranks", "What do the standard measures of rank say?",
