@@ -140,3 +140,82 @@ def test_bad_configuration(change: dict[str, object], needle: str) -> None:
 def test_mismatched_lengths(samples: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(InputError, match="as many rows as x"):
         fit(net(), samples[0], samples[1][:5], FitConfig(epochs=1))
+
+
+def test_fit_needs_momentum_only_where_it_is_defined(samples: tuple[Tensor, Tensor]) -> None:
+    x, y = samples
+    result = fit(net(), x, y, FitConfig(epochs=5))
+    assert {"stationarity", "rank_estimate"} <= set(result.log[-1].train)
+    assert "stationarity" not in fit(net(), x, y, FitConfig(epochs=2, ridge=0.0)).log[-1].train
+    assert "rank_estimate" not in fit(net(effective_depth=0.0), x, y, FitConfig(epochs=2)).log[-1].train
+
+
+def test_sgd_finishes_what_adam_began(samples: tuple[Tensor, Tensor]) -> None:
+    x, y = samples
+    model, twin = net(), net()
+    config = FitConfig(epochs=30, sgd_epochs=20, sgd_learning_rate=1e-3, learning_rate=1e-2)
+    result = fit(model, x, y, config)
+    assert result.epochs == 50
+    fit(twin, x, y, dataclasses.replace(config, sgd_epochs=0))
+    for step in range(20):  # plain gradient descent by hand, from where Adam ended
+        cost, ridge = objective(twin, "square", config.ridge, x, y)
+        gradients = torch.autograd.grad(cost + ridge, list(twin.parameters()))
+        rate = 0.5e-3 * (1 + math.cos(math.pi * step / 20))
+        with torch.no_grad():
+            for parameter, gradient in zip(twin.parameters(), gradients, strict=True):
+                parameter -= rate * gradient
+    assert torch.allclose(model.weight, twin.weight, rtol=0, atol=1e-12)
+
+
+def test_early_stopping_returns_to_the_best_weights(samples: tuple[Tensor, Tensor]) -> None:
+    x, _ = samples
+    noise = torch.randn(60, 3)  # nothing to learn: the validation loss must rise
+    model = net(width=30)
+    config = FitConfig(epochs=400, learning_rate=1e-2, ridge=1e-6, validation_fraction=0.3, patience=30)
+    result = fit(model, x, noise, config)
+    assert result.stopped == "validation"
+    assert result.best_epoch is not None
+    assert result.epochs == result.best_epoch + 30
+    logged = [entry.validation["loss"] for entry in result.log]
+    held = torch.randperm(60, generator=_validation_generator())[:18]
+    with torch.no_grad():
+        final = float((model(x[held]) - noise[held]).square().sum() / 18)
+    assert final <= min(logged) + 1e-12
+
+
+def _validation_generator() -> torch.Generator:
+    from isthmus._random import torch_generator
+
+    return torch_generator(0, "validation")
+
+
+def test_gradient_and_stationarity_stop_training(samples: tuple[Tensor, Tensor]) -> None:
+    x, y = samples
+    result = fit(net(), x, y, FitConfig(epochs=2000, learning_rate=1e-2, ridge=0.05, gradient_tolerance=0.05))
+    assert result.stopped == "gradient"
+    assert result.log[-1].train["gradient_norm"] < 0.05
+    assert result.log[-1].epoch == result.epochs < 2000
+    result = fit(net(), x, y, FitConfig(epochs=2000, learning_rate=1e-2, ridge=0.05, stationarity_tolerance=0.5))
+    assert result.stopped == "stationarity"
+    assert result.log[-1].train["stationarity"] < 0.5
+
+
+def test_mixed_precision_trains_and_keeps_parameters_in_their_dtype(samples: tuple[Tensor, Tensor]) -> None:
+    x, y = samples
+    model = net(dtype=torch.float32)
+    result = fit(model, x, y, FitConfig(epochs=60, learning_rate=1e-2, precision="bf16-mixed"))
+    assert model.weight.dtype == torch.float32
+    exact = net(dtype=torch.float32)
+    reference = fit(exact, x, y, FitConfig(epochs=60, learning_rate=1e-2))
+    assert result.objective == pytest.approx(reference.objective, rel=0.05)  # bfloat16 has 8 bits: 0.4% per product
+    assert result.log[0].train["loss"] > 1.3 * result.log[-1].train["loss"]
+    assert not torch.equal(model.weight, exact.weight)  # autocast was on
+
+
+def test_cosine_of_both_phases() -> None:
+    config = FitConfig(epochs=10, learning_rate=1.0, sgd_epochs=4, sgd_learning_rate=0.1)
+    assert config.rate(0, 2) == 1
+    assert config.rate(10, 2) == pytest.approx(0.5)
+    assert config.rate(20, 2) == pytest.approx(0.1)
+    assert config.rate(24, 2) == pytest.approx(0.05)
+    assert {1, 10, 14} <= config.log_epochs()

@@ -53,10 +53,10 @@ def _bottleneck(found: Bottleneck, rows: Mapping[str, Sequence[int]]) -> Claim:
 
 
 _PLAIN = {
-    "cost_of_identity": "least cost of identity",
+    "cost_of_identity": "least cost of identity (from above)",
     "spectrum": "representation",
     "weight_spectrum": "weights",
-    "hamiltonian_rank_symmetric": "Hamiltonian",
+    "hamiltonian_rank_symmetric": "Hamiltonian (from below)",
 }
 
 

@@ -1,5 +1,7 @@
 """Training on the objective of the theory (arXiv 2405.17573, docs/theory 1.2)."""
 
+from isthmus.train._checkpoint import CheckpointError as CheckpointError
+from isthmus.train._config import PRECISIONS as PRECISIONS
 from isthmus.train._config import FitConfig as FitConfig
 from isthmus.train._loop import EpochLog as EpochLog
 from isthmus.train._loop import FitResult as FitResult

@@ -1,10 +1,14 @@
-"""The training loop, from top to bottom in one file: Adam with cosine decay on `C` plus the ridge term."""
+"""The training loop, from top to bottom in one file: Adam, then SGD, on `C` plus the ridge term."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -12,18 +16,25 @@ from torch import Tensor
 
 from isthmus._errors import DivergedError, InputError
 from isthmus._random import torch_generator
-from isthmus.geometry import path_speed
+from isthmus.geometry import hamiltonians, path_speed, stationarity
 from isthmus.models import Adaptive, LeakyResNet
+from isthmus.probe import probe_path
+from isthmus.train._checkpoint import data_fingerprint, load_checkpoint, run_identity, save_checkpoint
 from isthmus.train._config import FitConfig
 from isthmus.train._objective import data_term, objective, score
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochLog:
-    """Metrics of one recorded epoch, by name, for the training set and (where given) the test set."""
+    """Metrics of one recorded epoch, by name, for the training samples, the validation samples and the test samples.
+
+    `train` also holds `rank_estimate` (median of the symmetric `−2H/L̃` over p in [0.1, 0.9]) and `stationarity` (median
+    over layers) where they are defined.
+    """
 
     epoch: int
     train: dict[str, float]
+    validation: dict[str, float]
     test: dict[str, float]
     layer_steps: tuple[float, ...]
 
@@ -34,11 +45,17 @@ class FitResult:
 
     Attributes:
         log: recorded epochs, in order.
-        objective: `C` plus the ridge term over the training set at the end.
+        objective: `C` plus the ridge term over the samples trained on, at the end.
+        epochs: epochs that were run.
+        stopped: why training ended: `epochs`, `validation`, `gradient` or `stationarity`.
+        best_epoch: epoch whose weights were kept, where a validation set chose them.
     """
 
     log: tuple[EpochLog, ...]
     objective: float
+    epochs: int
+    stopped: str
+    best_epoch: int | None
 
 
 Progress = Callable[[int, int, EpochLog | None], None]
@@ -52,13 +69,44 @@ def _evaluate(model: LeakyResNet, config: FitConfig, x: Tensor, y: Tensor) -> di
         return {"loss": float(data_term(config.loss, outputs, y)), name: value}
 
 
+def _watch_theory(model: LeakyResNet, config: FitConfig, x: Tensor, y: Tensor) -> dict[str, float]:
+    """Median stationarity and rank estimate, where a ridge and a leak define them (docs/theory 1.5)."""
+    if not config.ridge > 0:
+        return {}
+    moments = probe_path(model, x, y, loss=lambda o, t: data_term(config.loss, o, t), ridge=config.ridge)
+    if moments.momentum is None:
+        return {}
+    residual = stationarity(model.augmented_weight().detach(), moments.momentum, model.effective_depth)
+    found = {"stationarity": float(residual.quantile(0.5))}
+    if model.effective_depth > 0:
+        h = hamiltonians(moments.momentum, model.effective_depth)
+        p = model.positions()
+        middle = 0.5 * (p[1:] + p[:-1])
+        inside = (middle >= 0.1) & (middle <= 0.9)
+        chosen = inside if bool(inside.any()) else torch.ones_like(inside)
+        found["rank_estimate"] = float(h.rank(h.symmetric)[chosen].quantile(0.5))
+    return found
+
+
 def _update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
-    """One damped update of the layer steps from the speeds over the training set (docs/theory 1.3)."""
+    """One damped update of the layer steps from the speeds over the training set (docs/theory 1.3).
+
+    Weights keep their layer: only positions move (compared with interpolating `W_p` in docs/log.md).
+    """
     with torch.no_grad():
         path = model.path(x).double()
         moved = (path[1:] - path[:-1]).square().sum((-2, -1))
         speed = path_speed(moved, path.square().sum((-2, -1)), model.layer_steps)
         model.set_layer_steps(steps.update(model.layer_steps.double(), speed, model.effective_depth))
+
+
+def _restored(entry: dict[str, Any]) -> EpochLog:
+    fields: dict[str, Any] = {**entry, "layer_steps": tuple(entry["layer_steps"])}
+    return EpochLog(**fields)
+
+
+def _to_model(model: LeakyResNet, y: Tensor) -> Tensor:
+    return y.to(model.weight) if y.is_floating_point() else y.to(model.weight.device)
 
 
 def fit(
@@ -70,12 +118,14 @@ def fit(
     x_test: Float[Tensor, "m features"] | None = None,
     y_test: Shaped[Tensor, "m ..."] | None = None,
     progress: Progress | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 30.0,
 ) -> FitResult:
-    """Train `model` in place on `C + (λ/2μ) Σ ρ_ℓ‖W_ℓ‖²` (arXiv 2405.17573, docs/theory 1.2).
+    """Train `model` in place on `C + (λ/2μ) Σ ρ_ℓ‖W_ℓ‖²` (arXiv 2405.17573, docs/theory 1.2 and 1.8).
 
-    Adam whose step size falls by a cosine from `config.learning_rate` to 0, full batch or mini-batches; under adaptive
-    steps the layer steps are updated every `interval` epochs from the speeds over the training set. Deterministic on
-    the CPU: the same seed gives the same weights.
+    Adam, then plain SGD if `sgd_epochs > 0`, the step size of each falling by a cosine to 0; full batch or mini-batch.
+    Under adaptive steps the layer steps are updated every `interval` epochs from the speeds over the training set.
+    Deterministic on the CPU: the same seed gives the same weights, and so does a run that was killed and resumed.
 
     Args:
         model: trained in place; its dtype and device decide where training runs.
@@ -85,67 +135,141 @@ def fit(
         x_test: held-out inputs, only watched.
         y_test: their targets.
         progress: called after every epoch.
+        checkpoint: file to write checkpoints to; if it exists, training continues from it.
+        checkpoint_seconds: least time between two checkpoints; 0 writes one after every epoch.
 
     Raises:
-        InputError: data that does not fit the model or the loss.
-        DivergedError: the objective is no longer a finite number; says the epoch and what to try.
+        InputError: data that does not fit the model or the loss, or a checkpoint that is corrupt, foreign, or of a run
+            with other settings or data.
+        DivergedError: the objective or a weight is no longer a finite number; says the epoch and what to try. The last
+            checkpoint is of a finite epoch.
+        CheckpointError: a checkpoint could not be written (a full disk, say); the one before is kept.
     """
+    from lightning_fabric import Fabric  # takes seconds to import
+
     weight = model.weight
-    x, y = x.to(weight), y.to(weight) if y.is_floating_point() else y.to(weight.device)
     if x.shape[0] != y.shape[0]:
         raise InputError("y", y.shape[0], f"as many rows as x ({x.shape[0]})")
-    held_out = None
-    if x_test is not None and y_test is not None:
-        held_out = (x_test.to(weight), y_test.to(weight) if y_test.is_floating_point() else y_test.to(weight.device))
+    identity = run_identity(model, config, data_fingerprint(x, y)) if checkpoint is not None else {}
+    precision: Any = "32-true" if config.precision == "true" else config.precision
+    fabric = Fabric(accelerator="cpu" if weight.device.type == "cpu" else "auto", devices=1, precision=precision)
 
+    # ── data: validation split, device and dtype ─────────────────────────────────────────────────────────────
+    x, y = x.to(weight), _to_model(model, y)
+    tested = None if x_test is None or y_test is None else (x_test.to(weight), _to_model(model, y_test))
+    validated = None
+    if config.validation_fraction:
+        order = torch.randperm(x.shape[0], generator=torch_generator(config.seed, "validation"))
+        held = max(1, round(config.validation_fraction * x.shape[0]))
+        if x.shape[0] - held < 2:
+            raise InputError("validation_fraction", config.validation_fraction, "at least 2 samples left to train on")
+        validated = (x[order[:held]], y[order[:held]])
+        x, y = x[order[held:]], y[order[held:]]
     n = x.shape[0]
     batch = min(config.batch_size or n, n)
     per_epoch = math.ceil(n / batch)
-    order = torch_generator(config.seed, "batches")
+
+    # ── state: everything a resumed run needs, so that it ends as an unbroken one ────────────────────────────
     parameters = [p for p in model.parameters() if p.requires_grad]
     adam = torch.optim.Adam(parameters, lr=config.learning_rate, fused=weight.device.type in ("cpu", "cuda"))
-    decay = torch.optim.lr_scheduler.CosineAnnealingLR(adam, T_max=config.epochs * per_epoch)
+    sgd = torch.optim.SGD(parameters, lr=config.sgd_learning_rate)
+    scaler = torch.amp.GradScaler(weight.device.type, enabled=config.precision == "16-mixed")
+    shuffle = torch_generator(config.seed, "batches")
+    log: list[EpochLog] = []
+    best: tuple[float, int, dict[str, Tensor]] | None = None
+    start, step, stopped = 0, 0, "epochs"
+    if checkpoint is not None and checkpoint.exists():
+        saved = load_checkpoint(checkpoint, identity)
+        model.load_state_dict(saved["model"])
+        adam.load_state_dict(saved["adam"])
+        scaler.load_state_dict(saved["scaler"])
+        shuffle.set_state(saved["shuffle"])
+        log = [_restored(entry) for entry in saved["log"]]
+        best = None if saved["best"] is None else tuple(saved["best"])  # pyright: ignore[reportAssignmentType]
+        start, step, stopped = saved["epoch"], saved["step"], saved["stopped"]
     adaptive = model.steps if isinstance(model.steps, Adaptive) else None
     log_at = config.log_epochs()
-    log: list[EpochLog] = []
+    written = time.monotonic()
+    epoch = start
 
-    for epoch in range(1, config.epochs + 1):
-        rate = adam.param_groups[0]["lr"]
-        rows = torch.arange(n) if batch == n else torch.randperm(n, generator=order)
+    # ── epochs ───────────────────────────────────────────────────────────────────────────────────────────────
+    for epoch in range(start + 1, config.total_epochs + 1) if stopped == "epochs" else ():
+        optimiser = adam if epoch <= config.epochs else sgd
+        rows = torch.arange(n) if batch == n else torch.randperm(n, generator=shuffle)
+        total = weight.new_zeros((), dtype=torch.float64)
+        rate = config.rate(step, per_epoch)
         for chosen in rows.to(weight.device).split(batch):
+            optimiser.param_groups[0]["lr"] = config.rate(step, per_epoch)
             xb, yb = (x, y) if batch == n else (x[chosen], y[chosen])
-            cost, ridge = objective(model, config.loss, config.ridge, xb, yb)
-            adam.zero_grad(set_to_none=True)
-            (cost + ridge).backward()
-            adam.step()
-            decay.step()
-        if adaptive is not None and epoch % adaptive.interval == 0 and epoch < config.epochs:
+            with fabric.autocast():
+                cost, ridge = objective(model, config.loss, config.ridge, xb, yb)
+            optimiser.zero_grad(set_to_none=True)
+            fabric.backward(scaler.scale(cost + ridge))
+            scaler.step(optimiser)
+            scaler.update()
+            total += (cost + ridge).detach()
+            step += 1
+        finite = all(bool(torch.isfinite(p).all()) for p in parameters)
+        if not (finite and math.isfinite(float(total))):
+            kept = f"; the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else ""
+            raise DivergedError(
+                f"the objective is not a finite number at epoch {epoch} (step size {rate:.3g}); "
+                f"try a learning_rate below {config.learning_rate / 3:.3g}{kept}"
+            )
+        if adaptive is not None and epoch % adaptive.interval == 0 and epoch < config.total_epochs:
             _update_steps(model, adaptive, x)
+
+        # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────
+        if validated is not None:
+            loss = _evaluate(model, config, *validated)["loss"]
+            if best is None or loss < best[0]:
+                best = (loss, epoch, {k: v.detach().clone() for k, v in model.state_dict().items()})
+            elif config.patience and epoch - best[1] >= config.patience:
+                stopped = "validation"
+        squares = sum(p.grad.double().square().sum() for p in parameters if p.grad is not None)
+        gradient = math.sqrt(float(squares))
+        if gradient < config.gradient_tolerance:
+            stopped = "gradient"
+
+        # ── record ───────────────────────────────────────────────────────────────────────────────────────────
         recorded = None
-        if epoch in log_at:
+        if epoch in log_at or stopped != "epochs":
             with torch.no_grad():
-                ridge = config.ridge * float(model.weight_cost())
-            squares = sum(float(p.grad.double().square().sum()) for p in parameters if p.grad is not None)
+                ridge_term = config.ridge * float(model.weight_cost())
+            watched = _watch_theory(model, config, x, y)
+            if watched.get("stationarity", math.inf) < config.stationarity_tolerance:
+                stopped = "stationarity"
             recorded = EpochLog(
                 epoch=epoch,
                 train=_evaluate(model, config, x, y)
-                | {
-                    "ridge_term": ridge,
-                    "learning_rate": float(rate),
-                    "gradient_norm": math.sqrt(squares),
-                },
-                test=_evaluate(model, config, *held_out) if held_out else {},
+                | {"ridge_term": ridge_term, "learning_rate": rate, "gradient_norm": gradient}
+                | watched,
+                validation=_evaluate(model, config, *validated) if validated else {},
+                test=_evaluate(model, config, *tested) if tested else {},
                 layer_steps=tuple(model.layer_steps.tolist()),
             )
-            if not math.isfinite(recorded.train["loss"] + recorded.train["ridge_term"]):
-                raise DivergedError(
-                    f"the objective is not a finite number at epoch {epoch} (learning rate {rate:.3g}); "
-                    f"try a learning_rate below {config.learning_rate / 3:.3g}"
-                )
             log.append(recorded)
+        if checkpoint is not None and (stopped != "epochs" or time.monotonic() - written >= checkpoint_seconds):
+            state: dict[str, Any] = {
+                "model": model.state_dict(), "adam": adam.state_dict(), "scaler": scaler.state_dict(),
+                "shuffle": shuffle.get_state(), "log": [dataclasses.asdict(entry) for entry in log],
+                "best": None if best is None else list(best), "epoch": epoch, "step": step, "stopped": stopped,
+            }  # fmt: skip
+            save_checkpoint(checkpoint, identity, state)
+            written = time.monotonic()
         if progress is not None:
-            progress(epoch, config.epochs, recorded)
+            progress(epoch, config.total_epochs, recorded)
+        if stopped != "epochs":
+            break
 
+    if best is not None and config.patience:
+        model.load_state_dict(copy.deepcopy(best[2]))
     with torch.no_grad():
         cost, ridge = objective(model, config.loss, config.ridge, x, y)
-    return FitResult(log=tuple(log), objective=float(cost + ridge))
+    return FitResult(
+        log=tuple(log),
+        objective=float(cost + ridge),
+        epochs=epoch,
+        stopped=stopped,
+        best_epoch=best[1] if best is not None and config.patience else None,
+    )
