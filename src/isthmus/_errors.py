@@ -44,6 +44,10 @@ class DataWarning(UserWarning):
     """The data can be used, but something about them should be known (a constant column, say)."""
 
 
+class DataNote(DataWarning):
+    """Something about the data that was decided without being asked for, and by what option to decide otherwise."""
+
+
 def near_name_hint(name: str, known: Iterable[str]) -> str:
     """`did you mean …?` with the closest known names, or the list of all of them where none is close."""
     names = sorted(known)

@@ -1,6 +1,12 @@
-"""Samples: digits that come with scikit-learn, and teachers of known rank."""
+"""Samples: digits that come with scikit-learn, teachers of known rank, and tables of your own."""
 
 from isthmus.data._digits import digits as digits
+from isthmus.data._schema import Column as Column
+from isthmus.data._schema import TableSchema as TableSchema
+from isthmus.data._table_files import TABLE_FORMATS as TABLE_FORMATS
+from isthmus.data._table_files import check_table_file as check_table_file
+from isthmus.data._table_files import read_inputs as read_inputs
+from isthmus.data._tables import load_table as load_table
 from isthmus.data._task import Scaling as Scaling
 from isthmus.data._task import Task as Task
 from isthmus.data._task import TaskKind as TaskKind
