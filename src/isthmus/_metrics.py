@@ -228,6 +228,14 @@ METRICS: dict[str, Metric] = _catalogue(
     Metric("ridge_term", "training", "(λ/2μ) Σ ρ_ℓ ‖W_ℓ‖²", "loss", "arXiv 2405.17573, docs/theory 1.2"),
     Metric("learning_rate", "training", "step size of the optimiser", "", "training loop"),
     Metric(
+        "rank_estimate",
+        "training",
+        "median of hamiltonian_rank_symmetric over p in [0.1, 0.9], while training",
+        "dimensions",
+        "arXiv 2405.17573, docs/theory 1.5",
+        _HAM_TRUST,
+    ),
+    Metric(
         "gradient_norm",
         "training",
         "norm of the objective's gradient over the trained parameters",

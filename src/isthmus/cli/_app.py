@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cyclopts
+from cyclopts.config import Toml
 from rich.console import Console
 from rich.markup import escape
 
 import isthmus
-from isthmus._errors import DataWarning, DivergedError, IsthmusError
+from isthmus._errors import DivergedError, InputError, IsthmusError
 from isthmus.cli._demo import demo
 from isthmus.cli._report import report
 from isthmus.cli._train import train
@@ -30,40 +32,66 @@ app.command(report)
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
+CONFIG = "--config"
 
 
 def _say(console: Console, label: str, text: str) -> None:
     console.print(f"[bold]{label}:[/bold] {escape(text)}", soft_wrap=True, highlight=False)
 
 
+def _without_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The command line without `--config FILE`, and that file."""
+    rest, file = list(words), None
+    for i, word in enumerate(rest):
+        if word == CONFIG or word.startswith(CONFIG + "="):
+            value = rest[i + 1 : i + 2] if word == CONFIG else [word.removeprefix(CONFIG + "=")]
+            if not value:
+                raise InputError("config", "nothing", "a TOML file")
+            del rest[i : i + (2 if word == CONFIG else 1)]
+            file = Path(value[0])
+            if not file.is_file():
+                raise InputError("config", str(file), "an existing TOML file")
+            break
+    return rest, file
+
+
+def _run(words: Sequence[str]) -> None:
+    rest, file = _without_config(words)
+    # Options on the command line win over those of the file; an unknown key is an error with a near name.
+    app.config = () if file is None else (Toml(str(file), must_exist=True, use_commands_as_keys=False),)
+    command, bound, ignored = app.parse_args(rest, exit_on_error=False, print_error=False)
+    extra: dict[str, Any] = {"given": frozenset(bound.arguments)} if "given" in ignored else {}
+    command(*bound.args, **bound.kwargs, **extra)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns (and as a script exits with) its exit code.
 
-    0: done. 1: the work failed (a diverged training). 2: bad input, with one sentence on stderr. 130: interrupted.
+    0: done. 1: the work failed (a diverged training, a full disk). 2: bad input, with one sentence on stderr.
+    130: interrupted.
     """
     console = Console(stderr=True)
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if issubclass(category, (DataWarning, UserWarning)):
+        if issubclass(category, UserWarning):
             _say(console, "warning", str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         warnings.showwarning = show
         try:
-            app(list(sys.argv[1:] if arguments is None else arguments), exit_on_error=False, print_error=False,
-                result_action="return_value", console=Console())  # fmt: skip
+            _run(sys.argv[1:] if arguments is None else arguments)
         except cyclopts.CycloptsError as error:
             _say(console, "error", " ".join(str(error).split()))
             return BAD_INPUT
-        except DivergedError as error:
-            _say(console, "failed", str(error))
-            return FAILED
-        except IsthmusError as error:
+        except InputError as error:
             _say(console, "error", str(error))
             return BAD_INPUT
+        except (DivergedError, IsthmusError) as error:
+            _say(console, "failed", str(error))
+            return FAILED
         except KeyboardInterrupt:
-            _say(console, "interrupted", "what was complete is in the run folder")
+            _say(console, "interrupted", "continue with `isthmus train --resume` and the run folder")
             return INTERRUPTED
     return 0
 

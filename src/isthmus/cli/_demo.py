@@ -23,5 +23,6 @@ def demo(
 
     config = LeakyConfig(depth=20, effective_depth=5.0, epochs=epochs, ridge=2e-2, seed=seed)
     with training_progress(quiet) as progress:
-        run = train_on("digits", config, out or fresh_folder("demo"), command="demo", progress=progress)
+        run = train_on({"name": "digits", "seed": seed}, config, out or fresh_folder("demo"), command="demo",
+                       progress=progress)  # fmt: skip
     print_run(run)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
     from isthmus._records import RunFolder
@@ -36,8 +36,8 @@ def training_progress(quiet: bool) -> Generator[Callable[[int, int, Any], None] 
         yield None
         return
     columns = (
-        TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"), TimeElapsedColumn(),
-        TextColumn("left"), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"),
+        TextColumn("training"), BarColumn(bar_width=12), MofNCompleteColumn(), TimeRemainingColumn(),
+        TextColumn("left"), TextColumn("{task.fields[numbers]}"),
     )  # fmt: skip
     bar = Progress(*columns, console=Console(stderr=True))
     task = bar.add_task("training", total=None, numbers="")
@@ -46,7 +46,9 @@ def training_progress(quiet: bool) -> Generator[Callable[[int, int, Any], None] 
         bar.start()  # not before the first epoch: bad input leaves no empty bar behind
         bar.update(task, completed=epoch, total=epochs)
         if log is not None:
-            numbers = f"loss {log.train['loss']:.4g} + ridge {log.train['ridge_term']:.4g}"
+            numbers = f"loss {log.train['loss']:.3g} + ridge {log.train['ridge_term']:.3g}"
+            if "rank_estimate" in log.train:
+                numbers += f", rank {log.train['rank_estimate']:.2g}"
             bar.update(task, numbers=numbers)
 
     try:

@@ -9,59 +9,53 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
 
-from isthmus._errors import InputError, near_name_hint
+from isthmus._errors import InputError
 from isthmus.cli._output import fresh_folder, print_run, training_progress
 
 if TYPE_CHECKING:
     from isthmus._records import RunFolder
-    from isthmus.data import Task
     from isthmus.experiments import LeakyConfig
 
-DATA = ("digits", "teacher")
-
-
-def _task(name: str, teacher_widths: tuple[int, ...], teacher_kind: str, n_train: int, n_test: int, seed: int) -> Task:
-    from isthmus.data import digits, teacher
-
-    if name == "digits":
-        return digits(seed=seed)
-    if name == "teacher":
-        return teacher(widths=teacher_widths, kind=teacher_kind, n_train=n_train, n_test=n_test, seed=seed)
-    raise InputError("data", name, "'digits' or 'teacher'", near_name_hint(name, DATA))
+ALONE_WITH_RESUME = frozenset({"resume", "quiet", "given"})
 
 
 def train_on(
-    data: str,
+    source: dict[str, Any],
     config: LeakyConfig,
     out: Path,
     *,
     command: str,
     progress: Callable[[int, int, Any], None] | None,
-    teacher_widths: tuple[int, ...] = (30, 3, 30),
-    teacher_kind: str = "mlp",
-    n_train: int = 1000,
-    n_test: int = 1000,
 ) -> RunFolder:
     """Make the data, train and measure; warnings about the data are shown and kept with the run."""
-    from isthmus.experiments import run_leaky
+    from isthmus.experiments import run_leaky, task_from_source
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        task = _task(data, teacher_widths, teacher_kind, n_train, n_test, config.seed)
+        task = task_from_source(source)
     for warning in caught:
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     notes = tuple(str(w.message) for w in caught)
-    source: dict[str, Any] = {"name": data, "seed": config.seed}
-    if data == "teacher":
-        source |= {"widths": list(teacher_widths), "kind": teacher_kind, "n_train": n_train, "n_test": n_test}
     title = f"Leaky ResNet on {task.name}"
     return run_leaky(task, config, out, command=command, title=title, data=source, notes=notes, progress=progress)
 
 
+def _print_plan(source: dict[str, Any], config: LeakyConfig) -> None:
+    from isthmus.experiments import plan_leaky, task_from_source
+
+    plan = plan_leaky(task_from_source(source), config)
+    console = Console()
+    for name, value in plan.lines():
+        console.print(f"{name:<22}{escape(value)}", highlight=False, soft_wrap=True)
+    console.print("dry run: nothing was trained or written", highlight=False)
+
+
 def train(
     *,
-    data: Annotated[str, Parameter(help="`digits` (scikit-learn's, real) or `teacher` (random networks).")],
+    data: Annotated[str | None, Parameter(help="`digits` (scikit-learn's) or `teacher` (random networks).")] = None,
     out: Annotated[Path | None, Parameter(help="New run folder; a fresh one under runs/ unless given.")] = None,
     width: Annotated[int | None, Parameter(help="Dimensions along the path; max(100, inputs) unless given.")] = None,
     depth: Annotated[int, Parameter(help="Number of layers L.")] = 20,
@@ -73,8 +67,15 @@ def train(
     ridge: Annotated[float, Parameter(help="λ, weight of the ridge term.")] = 1e-3,
     loss: Annotated[str, Parameter(help="auto, square or cross_entropy.")] = "auto",
     epochs: Annotated[int, Parameter(help="Passes over the training set.")] = 2000,
-    learning_rate: Annotated[float, Parameter(help="First step size; a cosine takes it to 0.")] = 3e-2,
+    learning_rate: Annotated[float, Parameter(help="Adam's first step size; a cosine takes it to 0.")] = 3e-2,
+    sgd_epochs: Annotated[int, Parameter(help="Further passes with plain SGD.")] = 0,
+    sgd_learning_rate: Annotated[float, Parameter(help="SGD's first step size; a cosine takes it to 0.")] = 1e-3,
     batch_size: Annotated[int | None, Parameter(help="Samples per step; all unless given.")] = None,
+    validation_fraction: Annotated[float, Parameter(help="Share of the training samples held out to watch.")] = 0.0,
+    patience: Annotated[int, Parameter(help="Stop after so many epochs without a better validation loss.")] = 0,
+    gradient_tolerance: Annotated[float, Parameter(help="Stop when the gradient norm falls below.")] = 0.0,
+    stationarity_tolerance: Annotated[float, Parameter(help="Stop when the median residual falls below.")] = 0.0,
+    precision: Annotated[str, Parameter(help="true, bf16-mixed or 16-mixed.")] = "true",
     gamma0: Annotated[float, Parameter(help="γ₀ of the stabilised cost of identity.")] = 1e-3,
     metrics: Annotated[tuple[str, ...], Parameter(help="Metrics to record; all unless given.")] = (),
     teacher_widths: Annotated[tuple[int, ...], Parameter(help="Widths of the teacher; the least is its rank.")] = (
@@ -86,16 +87,40 @@ def train(
     dtype: Annotated[str, Parameter(help="float32 or float64 (measurements are always float64).")] = "float32",
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, …")] = "cpu",
     seed: Annotated[int, Parameter(help="Seed of data, weights and batches.")] = 0,
+    resume: Annotated[Path | None, Parameter(help="Continue an interrupted run folder as it was set.")] = None,
+    dry_run: Annotated[bool, Parameter(help="Say sizes, memory and time; train nothing.", negative="")] = False,
     quiet: Annotated[bool, Parameter(help="No progress bar.", negative="")] = False,
+    given: Annotated[frozenset[str], Parameter(parse=False)] = frozenset(),
 ) -> None:  # fmt: skip
-    """Train a Leaky ResNet, measure its path, and write a run folder with a page."""
-    from isthmus.experiments import LeakyConfig
+    """Train a Leaky ResNet, measure its path, and write a run folder with a page.
 
-    given = locals()
-    config = LeakyConfig(**{f.name: given[f.name] for f in dataclasses.fields(LeakyConfig)})
+    Every option can also stand in a TOML file: `--config FILE`; the command line wins over the file.
+    """
+    from isthmus.experiments import LeakyConfig, resume_leaky
+
+    if resume is not None:
+        others = sorted(given - ALONE_WITH_RESUME)
+        if others:
+            raise InputError(
+                others[0],
+                str(locals()[others[0]]),
+                "no other option beside resume",
+                "a resumed run keeps its own settings; start a new run to change them",
+            )
+        with training_progress(quiet) as progress:
+            run = resume_leaky(resume, progress=progress)
+        print_run(run)
+        return
+    if data is None:
+        raise InputError("data", "nothing", "'digits' or 'teacher'", "give --data")
+    values = locals()
+    config = LeakyConfig(**{f.name: values[f.name] for f in dataclasses.fields(LeakyConfig)})
+    source: dict[str, Any] = {"name": data, "seed": seed}
+    if data == "teacher":
+        source |= {"widths": list(teacher_widths), "kind": teacher_kind, "n_train": n_train, "n_test": n_test}
+    if dry_run:
+        _print_plan(source, config)
+        return
     with training_progress(quiet) as progress:
-        run = train_on(
-            data, config, out or fresh_folder("train"), command="train", progress=progress,
-            teacher_widths=teacher_widths, teacher_kind=teacher_kind, n_train=n_train, n_test=n_test,
-        )  # fmt: skip
+        run = train_on(source, config, out or fresh_folder("train"), command="train", progress=progress)
     print_run(run)

@@ -1,4 +1,10 @@
 """Recipes that compose the rest: from data to a run folder."""
 
 from isthmus.experiments._leaky_run import LeakyConfig as LeakyConfig
+from isthmus.experiments._leaky_run import resume_leaky as resume_leaky
 from isthmus.experiments._leaky_run import run_leaky as run_leaky
+from isthmus.experiments._plan import Plan as Plan
+from isthmus.experiments._plan import plan_leaky as plan_leaky
+from isthmus.experiments._saved import SavedModel as SavedModel
+from isthmus.experiments._saved import load as load
+from isthmus.experiments._sources import task_from_source as task_from_source

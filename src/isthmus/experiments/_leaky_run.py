@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,10 +13,11 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from isthmus._errors import InputError
+from isthmus._errors import DataWarning, InputError, RunFolderError
 from isthmus._random import check_seed
 from isthmus._records import Claim, MetricTable, RunFolder, check_new_folder, write_whole
 from isthmus.data import Task
+from isthmus.experiments._sources import task_from_source
 from isthmus.geometry import GAMMA0S, check_gamma0
 from isthmus.models import LeakyResNet
 from isthmus.probe import NO_LEAK, NO_MOMENTA, PathMeasurement, check_metrics, measure_path, path_verdict
@@ -36,7 +38,8 @@ class LeakyConfig:
         input_map, output_map: `auto`, `fixed` or `learned`.
         ridge: `λ`.
         loss: `auto` (cross-entropy for classes, square for numbers), `square` or `cross_entropy`.
-        epochs, learning_rate, batch_size: see `FitConfig`.
+        epochs, learning_rate, sgd_epochs, sgd_learning_rate, batch_size, validation_fraction, patience,
+            gradient_tolerance, stationarity_tolerance, precision: see `FitConfig`.
         gamma0: γ₀ of the stabilised costs; 1e-2 and 1e-4 are recorded beside it.
         metrics: names to record; empty for all.
         dtype: precision of training; measurements are taken in float64.
@@ -55,7 +58,14 @@ class LeakyConfig:
     loss: str = "auto"
     epochs: int = 2000
     learning_rate: float = 3e-2
+    sgd_epochs: int = 0
+    sgd_learning_rate: float = 1e-3
     batch_size: int | None = None
+    validation_fraction: float = 0.0
+    patience: int = 0
+    gradient_tolerance: float = 0.0
+    stationarity_tolerance: float = 0.0
+    precision: str = "true"
     gamma0: float = GAMMA0S[0]
     metrics: tuple[str, ...] = ()
     dtype: str = "float32"
@@ -85,14 +95,10 @@ def _fit_config(config: LeakyConfig, kind: str) -> FitConfig:
         raise InputError("loss", config.loss, "'auto', 'square' or 'cross_entropy'")
     if (loss == "cross_entropy") != (kind == "classification"):
         raise InputError("loss", config.loss, f"a loss for {kind}", "use 'auto'")
-    return FitConfig(
-        ridge=config.ridge,
-        loss=loss,
-        epochs=config.epochs,
-        learning_rate=config.learning_rate,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
+    shared = {f.name for f in dataclasses.fields(FitConfig)} & {f.name for f in dataclasses.fields(LeakyConfig)}
+    settings: dict[str, Any] = {name: getattr(config, name) for name in shared}
+    settings["loss"] = loss
+    return FitConfig(**settings)
 
 
 def _model(config: LeakyConfig, task: Task) -> LeakyResNet:
@@ -115,7 +121,7 @@ def _model(config: LeakyConfig, task: Task) -> LeakyResNet:
 def _record_training(table: MetricTable, result: FitResult, seed: int) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for entry in result.log:
-        for split, values in (("train", entry.train), ("test", entry.test)):
+        for split, values in (("train", entry.train), ("validation", entry.validation), ("test", entry.test)):
             for metric, value in values.items():
                 row = table.add(metric, value, step=entry.epoch, split=split, layer="model", seed=seed)
                 rows.setdefault(f"{metric}/{split}", []).append(row)
@@ -128,7 +134,10 @@ def _performance(result: FitResult, rows: Mapping[str, list[int]]) -> list[Claim
     label = "accuracy" if name == "accuracy" else "R²"
     train, test = last.train[name], last.test.get(name)
     text = f"Train {label} {train:.3g}" + (f", test {label} {test:.3g}" if test is not None else "")
-    text += f" after {last.epoch} epochs."
+    text += f" after {last.epoch} epochs"
+    reasons = {"validation": "the validation loss no longer fell", "gradient": "the gradient was small enough",
+               "stationarity": "the weights were close enough to a critical point"}  # fmt: skip
+    text += f"; stopped because {reasons[result.stopped]}." if result.stopped in reasons else "."
     behind = (*rows.get(f"{name}/train", ())[-1:], *rows.get(f"{name}/test", ())[-1:])
     return [Claim("performance", text, "finding", behind, {"train": train, "test": test})]
 
@@ -163,18 +172,8 @@ def run_leaky(
         RunFolderError: the folder exists or cannot be made.
         DivergedError: training left the finite numbers (the folder then says `failed`).
     """
-    check_seed(config.seed)
-    if config.dtype not in _DTYPES:
-        raise InputError("dtype", config.dtype, "'float32' or 'float64'")
-    gamma0s = (check_gamma0(config.gamma0), *(g for g in GAMMA0S if g != config.gamma0))
-    fit_config = _fit_config(config, task.kind)
-    wanted = check_metrics(config.metrics or None, ridge=config.ridge, effective_depth=config.effective_depth)
+    job = prepare_leaky(task, config)
     check_new_folder(out)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = _model(config, task)
-    warned = (*notes, *(str(w.message) for w in caught))
-
     run = RunFolder.create(
         out,
         command=command,
@@ -185,8 +184,8 @@ def run_leaky(
         extra={
             "title": title,
             "leaky": {
-                "in_features": task.in_features, "out_features": task.out_features, "width": model.width,
-                "depth": model.depth, "effective_depth": model.effective_depth, "steps": config.steps,
+                "in_features": task.in_features, "out_features": task.out_features, "width": job.model.width,
+                "depth": job.model.depth, "effective_depth": job.model.effective_depth, "steps": config.steps,
                 "activation": config.activation, "ridge": config.ridge, "gamma0": config.gamma0,
             },
             "task": {
@@ -194,29 +193,92 @@ def run_leaky(
                 "feature_names": list(task.feature_names), "class_names": list(task.class_names),
                 "description": dict(task.description),
             },
-            "loss": fit_config.loss,
-            "loss_reduction": LOSS_REDUCTION[fit_config.loss],
-            "warnings": list(warned),
+            "loss": job.fit.loss,
+            "loss_reduction": LOSS_REDUCTION[job.fit.loss],
+            "warnings": list(notes),
         },
     )  # fmt: skip
+    _work(run, task, config, job, progress)
+    return run
+
+
+def resume_leaky(folder: str | Path, *, progress: Callable[[int, int, Any], None] | None = None) -> RunFolder:
+    """Continue an interrupted run with its own data and settings; it ends as an unbroken one.
+
+    Args:
+        folder: a run folder of `isthmus train` or `demo` that did not complete.
+        progress: called after every epoch.
+
+    Raises:
+        RunFolderError: no such run, one of another kind, or one that is complete already.
+        InputError: its checkpoint is corrupt or foreign, or its data are not the same any more.
+    """
+    run = RunFolder.open(folder)
+    if run.run.get("status") == "complete":
+        raise RunFolderError("resume", str(folder), "a run that did not complete", "this one did; see its report.html")
+    try:
+        recorded: dict[str, Any] = dict(run.run["configuration"])
+        source = recorded.pop("data")
+        recorded["metrics"] = tuple(recorded["metrics"])
+        config = LeakyConfig(**recorded)
+    except (KeyError, TypeError) as error:
+        raise RunFolderError("resume", str(folder), f"a run of `isthmus train` ({error!r})") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)  # said when the run was started, and kept in its record
+        task = task_from_source(source)
+    job = prepare_leaky(task, config)
+    run.write_run(status="running", finished=None)
+    _work(run, task, config, job, progress)
+    return run
+
+
+@dataclasses.dataclass(frozen=True)
+class LeakyJob:
+    """What a run needs beside its data, made from its settings and checked."""
+
+    model: LeakyResNet
+    fit: FitConfig
+    gamma0s: tuple[float, ...]
+    metrics: frozenset[str] | None
+
+
+def prepare_leaky(task: Task, config: LeakyConfig) -> LeakyJob:
+    """Check every setting and make the network; writes nothing."""
+    check_seed(config.seed)
+    if config.dtype not in _DTYPES:
+        raise InputError("dtype", config.dtype, "'float32' or 'float64'")
+    return LeakyJob(
+        fit=_fit_config(config, task.kind),
+        gamma0s=(check_gamma0(config.gamma0), *(g for g in GAMMA0S if g != config.gamma0)),
+        metrics=check_metrics(config.metrics or None, ridge=config.ridge, effective_depth=config.effective_depth),
+        model=_model(config, task),
+    )
+
+
+def _work(
+    run: RunFolder, task: Task, config: LeakyConfig, job: LeakyJob, progress: Callable[[int, int, Any], None] | None
+) -> None:
+    """Train (from the checkpoint, where there is one), measure, write, and record how it ended."""
+    checkpoint = run.path / "checkpoint" / "last.pt"
     try:
         result = fit(
-            model, task.x_train, task.y_train, fit_config, x_test=task.x_test, y_test=task.y_test, progress=progress
-        )
+            job.model, task.x_train, task.y_train, job.fit, x_test=task.x_test, y_test=task.y_test, progress=progress,
+            checkpoint=checkpoint,
+        )  # fmt: skip
         measured = measure_path(
-            model,
+            job.model,
             task.x_train,
             task.y_train,
-            loss=lambda outputs, targets: data_term(fit_config.loss, outputs, targets),
+            loss=lambda outputs, targets: data_term(job.fit.loss, outputs, targets),
             ridge=config.ridge,
-            gamma0s=gamma0s,
-            metrics=wanted,
+            gamma0s=job.gamma0s,
+            metrics=job.metrics,
         )
-        _write(run, task, model, result, measured, config)
+        _write(run, task, job.model, result, measured, config)
     except BaseException as error:
         run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=f"{error}")
         raise
-    return run
+    shutil.rmtree(checkpoint.parent, ignore_errors=True)  # a complete run needs none
 
 
 def _write(
@@ -237,5 +299,6 @@ def _write(
     run.write_verdict(claims)
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_whole(run.path / "model.safetensors", lambda p: safetensors.torch.save_file(state, p))
-    run.finish("complete", objective=result.objective)
+    run.finish("complete", objective=result.objective, epochs=result.epochs, stopped=result.stopped,
+               best_epoch=result.best_epoch, error=None)  # fmt: skip
     write_page(run.path)
