@@ -75,6 +75,18 @@ def test_report_makes_the_same_page_again_and_saves_charts(run: RunFolder, tmp_p
     assert main(["report", str(run.path), "--charts", str(tmp_path), "--formats", "gif"]) == 2
 
 
+def test_several_runs_share_a_page(run: RunFolder, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "both.html"
+    assert main(["report", str(run.path), str(run.path), "--out", str(out)]) == 0
+    assert out.read_text().count("Keeps ") + out.read_text().count("No bottleneck") >= 2
+    before = out.read_bytes()
+    assert main(["report", str(run.path), str(run.path), "--out", str(out)]) == 2
+    assert "does not exist yet" in capfd.readouterr().err
+    assert out.read_bytes() == before
+    assert main(["report", str(run.path), "--out", str(tmp_path / "one.html")]) == 2
+    assert main(["report"]) == 2
+
+
 def test_same_seed_same_numbers(run: RunFolder, tmp_path: Path) -> None:
     arguments = ["train", "--data", "teacher", "--n-train", "120", "--n-test", "60", "--width", "32", "--depth", "8",
                  "--effective-depth", "3", "--epochs", "40", "--steps", "adaptive", "--seed", "5", "--quiet",
