@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isthmus._errors import InputError as InputError
     from isthmus._errors import IsthmusError as IsthmusError
+    from isthmus.experiments import SavedModel as SavedModel
+    from isthmus.experiments import load as load
     from isthmus.models import LeakyResNet as LeakyResNet
 
 _PUBLIC = {
     "IsthmusError": "isthmus._errors",
     "InputError": "isthmus._errors",
     "LeakyResNet": "isthmus.models",
+    "SavedModel": "isthmus.experiments",
+    "load": "isthmus.experiments",
 }
 
-__all__ = ["IsthmusError", "InputError", "LeakyResNet"]
+__all__ = ["IsthmusError", "InputError", "LeakyResNet", "SavedModel", "load"]
 __version__ = "0.1.0"
 
 

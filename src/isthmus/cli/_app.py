@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 
 import isthmus
-from isthmus._errors import DivergedError, InputError, IsthmusError
+from isthmus._errors import DataNote, DivergedError, InputError, IsthmusError
 from isthmus.cli._demo import demo
+from isthmus.cli._predict import predict
 from isthmus.cli._report import report
 from isthmus.cli._train import train
 
@@ -27,6 +28,7 @@ app = cyclopts.App(
 )
 app.command(demo)
 app.command(train)
+app.command(predict)
 app.command(report)
 
 BAD_INPUT = 2
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, UserWarning):
-            _say(console, "warning", str(message))
+            _say(console, "note" if issubclass(category, DataNote) else "warning", str(message))
 
     with warnings.catch_warnings():
         warnings.simplefilter("default")

@@ -55,7 +55,12 @@ def _print_plan(source: dict[str, Any], config: LeakyConfig) -> None:
 
 def train(
     *,
-    data: Annotated[str | None, Parameter(help="`digits` (scikit-learn's) or `teacher` (random networks).")] = None,
+    data: Annotated[str | None, Parameter(help="A file (.csv, .parquet, .npy, .npz), `digits` or `teacher`.")] = None,
+    target: Annotated[tuple[str, ...], Parameter(help="Of a file: column to predict; repeat for several.")] = (),
+    task: Annotated[str, Parameter(help="Of a file: auto, regression or classification.")] = "auto",
+    inputs: Annotated[tuple[str, ...], Parameter(help="Of a file: input columns, or array; all unless given.")] = (),
+    impute: Annotated[str | None, Parameter(help="Of a file: `median` fills in missing inputs.")] = None,
+    test_fraction: Annotated[float, Parameter(help="Of a file: share of the rows held out.")] = 0.2,
     out: Annotated[Path | None, Parameter(help="New run folder; a fresh one under runs/ unless given.")] = None,
     width: Annotated[int | None, Parameter(help="Dimensions along the path; max(100, inputs) unless given.")] = None,
     depth: Annotated[int, Parameter(help="Number of layers L.")] = 20,
@@ -96,7 +101,7 @@ def train(
 
     Every option can also stand in a TOML file: `--config FILE`; the command line wins over the file.
     """
-    from isthmus.experiments import LeakyConfig, resume_leaky
+    from isthmus.experiments import LeakyConfig, file_source, is_file, resume_leaky
 
     if resume is not None:
         others = sorted(given - ALONE_WITH_RESUME)
@@ -112,12 +117,23 @@ def train(
         print_run(run)
         return
     if data is None:
-        raise InputError("data", "nothing", "'digits' or 'teacher'", "give --data")
+        raise InputError("data", "nothing", "a file, 'digits' or 'teacher'", "give --data")
     values = locals()
     config = LeakyConfig(**{f.name: values[f.name] for f in dataclasses.fields(LeakyConfig)})
     source: dict[str, Any] = {"name": data, "seed": seed}
     if data == "teacher":
         source |= {"widths": list(teacher_widths), "kind": teacher_kind, "n_train": n_train, "n_test": n_test}
+    table: dict[str, Any] = {
+        "target": target,
+        "task": task,
+        "inputs": inputs,
+        "impute": impute,
+        "test_fraction": test_fraction,
+    }
+    if is_file(data):
+        source = file_source(data, **table, seed=seed)
+    elif meant := sorted(given & set(table)):
+        raise InputError(meant[0], str(table[meant[0]]), f"no such option for data {data!r}", "it is for files")
     if dry_run:
         _print_plan(source, config)
         return

@@ -7,4 +7,6 @@ from isthmus.experiments._plan import Plan as Plan
 from isthmus.experiments._plan import plan_leaky as plan_leaky
 from isthmus.experiments._saved import SavedModel as SavedModel
 from isthmus.experiments._saved import load as load
+from isthmus.experiments._sources import file_source as file_source
+from isthmus.experiments._sources import is_file as is_file
 from isthmus.experiments._sources import task_from_source as task_from_source

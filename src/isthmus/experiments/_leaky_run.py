@@ -191,7 +191,8 @@ def run_leaky(
             "task": {
                 "name": task.name, "kind": task.kind, "n_train": len(task.x_train), "n_test": len(task.x_test),
                 "feature_names": list(task.feature_names), "class_names": list(task.class_names),
-                "description": dict(task.description),
+                "description": {k: v for k, v in task.description.items() if k != "columns"},
+                "columns": task.description.get("columns"),
             },
             "loss": job.fit.loss,
             "loss_reduction": LOSS_REDUCTION[job.fit.loss],
