@@ -22,7 +22,7 @@ def digits(seed: int = 0, test_fraction: float = 0.2) -> Task:
         test_fraction: share of each class held out, in (0, 1).
 
     Raises:
-        InputError: a fraction outside (0, 1).
+        InputError: a fraction outside (0, 1), or one that leaves a class without samples on one side.
     """
     from sklearn.datasets import load_digits
 
@@ -34,7 +34,11 @@ def digits(seed: int = 0, test_fraction: float = 0.2) -> Task:
     held_out = np.zeros(len(y), dtype=bool)
     for label in range(10):
         members = np.flatnonzero(loaded.target == label)
-        held_out[rng.permutation(members)[: round(test_fraction * len(members))]] = True
+        count = round(test_fraction * len(members))
+        if not 0 < count < len(members):
+            raise InputError("test_fraction", test_fraction, "a share that leaves every digit in both splits",
+                             "0.2 is the default")  # fmt: skip
+        held_out[rng.permutation(members)[:count]] = True
     test = torch.from_numpy(held_out)
     return make_task(
         "digits",

@@ -18,6 +18,8 @@ TaskKind = Literal["regression", "classification"]
 
 
 def _check_matrix(name: str, values: Tensor) -> None:
+    if values.is_complex() or values.dtype == torch.bool:
+        raise InputError(name, values.dtype, "real numbers")
     if values.ndim != 2 or values.shape[1] == 0:
         raise InputError(name, tuple(values.shape), "a matrix of (samples, columns)")
     bad = ~torch.isfinite(values)
@@ -27,8 +29,26 @@ def _check_matrix(name: str, values: Tensor) -> None:
                          "finite numbers", "drop these rows or fill them in first")  # fmt: skip
 
 
+def _check_pair(x_name: str, x: Tensor, y_name: str, y: Tensor, kind: TaskKind, classes: int | None) -> None:
+    """Checks that hold for training and test samples alike."""
+    _check_matrix(x_name, x)
+    if y.ndim == 0 or x.shape[0] != y.shape[0]:
+        raise InputError(y_name, f"{y.shape[0] if y.ndim else 0} rows", f"as many rows as {x_name} ({x.shape[0]})")
+    if kind == "regression":
+        _check_matrix(y_name, y)
+        return
+    if y.ndim != 1 or y.dtype != torch.int64:
+        raise InputError(y_name, f"{y.dtype} of shape {tuple(y.shape)}", "one int64 class number per sample")
+    if y.numel() == 0:
+        return
+    low, high = int(y.min()), int(y.max())
+    if low < 0 or (classes is not None and high >= classes):
+        upper = high + 1 if classes is None else classes
+        raise InputError(y_name, f"class numbers from {low} to {high}", f"numbers in [0, {upper})")
+
+
 def check_samples(x: Tensor, y: Tensor, *, kind: TaskKind, classes: int | None = None) -> None:
-    """Refuse samples nothing can be learned from, naming what is wrong.
+    """Refuse training samples nothing can be learned from, naming what is wrong.
 
     Args:
         x: inputs `(n, d)`.
@@ -40,23 +60,13 @@ def check_samples(x: Tensor, y: Tensor, *, kind: TaskKind, classes: int | None =
         InputError: no samples, one sample, different lengths, NaN or infinite values (says where), wrong dimensions,
             class numbers out of range, fewer than 2 classes, or a constant target.
     """
-    _check_matrix("x", x)
-    if x.shape[0] != y.shape[0]:
-        raise InputError("y", f"{y.shape[0]} rows", f"as many rows as x ({x.shape[0]})")
+    _check_pair("x", x, "y", y, kind, classes)
     if x.shape[0] < 2:
         raise InputError("x", f"{x.shape[0]} samples", "at least 2 samples")
-    if kind == "regression":
-        _check_matrix("y", y)
-        if bool((y == y[0]).all()):
-            raise InputError("y", "a constant target", "targets that vary", "a constant needs no network")
-        return
-    if y.ndim != 1 or y.dtype != torch.int64:
-        raise InputError("y", f"{y.dtype} of shape {tuple(y.shape)}", "one int64 class number per sample")
-    low, high = int(y.min()), int(y.max())
-    if low < 0 or (classes is not None and high >= classes):
-        raise InputError("y", f"class numbers from {low} to {high}", f"numbers in [0, {classes or high + 1})")
-    if low == high:
-        raise InputError("y", "a constant target (one class)", "at least 2 classes", "a constant needs no network")
+    if bool((y == y[0]).all()):
+        one = "a constant target" if kind == "regression" else "a constant target (one class)"
+        more = "targets that vary" if kind == "regression" else "at least 2 classes"
+        raise InputError("y", one, more, "a constant needs no network")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,6 +168,11 @@ class Task:
         return len(self.class_names) if self.kind == "classification" else self.y_train.shape[1]
 
 
+def _plain(values: Tensor) -> Tensor:
+    """On the CPU; real numbers in float64, class numbers as they are."""
+    return values.detach().cpu() if values.dtype == torch.int64 and values.ndim == 1 else values.detach().cpu().double()
+
+
 def make_task(
     name: str,
     kind: TaskKind,
@@ -168,22 +183,43 @@ def make_task(
     class_names: Sequence[str] = (),
     description: Mapping[str, object],
 ) -> Task:
-    """Check both splits, fit the scaling on the training one, and scale.
+    """Check both splits, fit the scaling on the training one, and scale, in float64 on the CPU.
+
+    Args:
+        name: short name, shown on pages.
+        kind: `regression` or `classification`.
+        train: inputs `(n, d)` and targets, as `check_samples` wants them.
+        test: the same for the held-out samples; may hold a single sample.
+        feature_names: one per input column.
+        class_names: one per class; empty for regression.
+        description: where the samples come from, for the record.
 
     Raises:
-        InputError: see `check_samples`.
+        InputError: see `check_samples`; test samples that do not fit the training ones, or a wrong number of names.
     """
+    if kind not in ("regression", "classification"):
+        raise InputError("kind", kind, "'regression' or 'classification'")
     classes = len(class_names) if kind == "classification" else None
+    if classes is not None and classes < 2:
+        raise InputError("class_names", list(class_names), "the names of at least 2 classes")
     check_samples(*train, kind=kind, classes=classes)
-    _check_matrix("x_test", test[0])
-    scaling = Scaling.fit(*train, kind=kind, feature_names=feature_names)
+    _check_pair("x_test", test[0], "y_test", test[1], kind, classes)
+    if test[0].shape[0] == 0:
+        raise InputError("x_test", "0 samples", "at least 1 sample")
+    for argument, got, wanted in (("x_test", test[0], train[0]), ("y_test", test[1], train[1])):
+        if got.shape[1:] != wanted.shape[1:]:
+            raise InputError(argument, f"{got.shape[1]} columns", f"{wanted.shape[1]} columns, as in training")
+    if len(feature_names) != train[0].shape[1]:
+        raise InputError("feature_names", f"{len(feature_names)} names", f"one for each of {train[0].shape[1]} columns")
+    (x_train, y_train), (x_test, y_test) = (tuple(_plain(part) for part in split) for split in (train, test))
+    scaling = Scaling.fit(x_train, y_train, kind=kind, feature_names=feature_names)
     return Task(
         name=name,
         kind=kind,
-        x_train=scaling.inputs(train[0]),
-        y_train=scaling.targets(train[1]),
-        x_test=scaling.inputs(test[0]),
-        y_test=scaling.targets(test[1]),
+        x_train=scaling.inputs(x_train),
+        y_train=scaling.targets(y_train),
+        x_test=scaling.inputs(x_test),
+        y_test=scaling.targets(y_test),
         scaling=scaling,
         feature_names=tuple(feature_names),
         class_names=tuple(class_names),
