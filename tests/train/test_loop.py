@@ -219,3 +219,28 @@ def test_cosine_of_both_phases() -> None:
     assert config.rate(20, 2) == pytest.approx(0.1)
     assert config.rate(24, 2) == pytest.approx(0.05)
     assert {1, 10, 14} <= config.log_epochs()
+
+
+def test_weights_follow_their_positions_when_layers_move() -> None:
+    from isthmus.train._loop import _at_positions
+
+    old, new = torch.tensor([0.1, 0.4, 0.8]), torch.tensor([0.05, 0.25, 0.8, 0.9])
+    values = torch.stack([torch.full((2, 2), v) for v in (1.0, 4.0, 8.0)])  # W_p = 10 p at the old positions
+    assert _at_positions(values, old, new)[:, 0, 1].tolist() == pytest.approx([1.0, 2.5, 8.0, 8.0])
+    assert torch.equal(_at_positions(values, old, old), values)
+
+
+def test_every_metric_of_the_path_is_logged(samples: tuple[Tensor, Tensor]) -> None:
+    x, y = samples
+    model = net()
+    result = fit(model, x, y, FitConfig(epochs=20, log_points=4))
+    for entry in result.log:
+        assert {"step/hamiltonian", "representation/cost_of_identity", "weight/stable_rank"} <= set(entry.path)
+        assert len(entry.path["step/hamiltonian"]) == 6
+        assert len(entry.path["representation/cost_of_identity"]) == 7
+    from isthmus.probe import measure_path
+    from isthmus.train import data_term
+
+    measured = measure_path(model, x, y, loss=lambda o, t: data_term("square", o, t), ridge=1e-3, jacobian_samples=0)
+    assert measured.geometry.hamiltonians is not None
+    assert result.log[-1].path["step/hamiltonian"] == pytest.approx(measured.geometry.hamiltonians.pair.tolist())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,9 +19,18 @@ from isthmus._random import check_seed
 from isthmus._records import Claim, MetricTable, RunFolder, check_new_folder, write_whole
 from isthmus.data import Task
 from isthmus.experiments._sources import task_from_source
-from isthmus.geometry import GAMMA0S, check_gamma0
+from isthmus.geometry import DEFAULT_GAMMA0, GAMMA0S, check_gamma0
 from isthmus.models import LeakyResNet
-from isthmus.probe import NO_LEAK, NO_MOMENTA, PathMeasurement, check_metrics, measure_path, path_verdict
+from isthmus.probe import (
+    NO_LEAK,
+    NO_MOMENTA,
+    PathMeasurement,
+    Series,
+    check_metrics,
+    measure_path,
+    path_verdict,
+    record_series,
+)
 from isthmus.report import write_page
 from isthmus.train import LOSS_REDUCTION, FitConfig, FitResult, data_term, fit
 
@@ -73,6 +83,9 @@ class LeakyConfig:
     seed: int = 0
 
 
+DURING_TRAINING = f"gamma0={DEFAULT_GAMMA0:g}, during training"
+"""Note of the rows that were taken on recorded epochs."""
+
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -118,13 +131,21 @@ def _model(config: LeakyConfig, task: Task) -> LeakyResNet:
     )
 
 
-def _record_training(table: MetricTable, result: FitResult, seed: int) -> dict[str, list[int]]:
+def _record_training(
+    table: MetricTable, result: FitResult, seed: int, wanted: frozenset[str] | None
+) -> dict[str, list[int]]:
     rows: dict[str, list[int]] = {}
     for entry in result.log:
         for split, values in (("train", entry.train), ("validation", entry.validation), ("test", entry.test)):
             for metric, value in values.items():
                 row = table.add(metric, value, step=entry.epoch, split=split, layer="model", seed=seed)
                 rows.setdefault(f"{metric}/{split}", []).append(row)
+        positions = [0.0, *itertools.accumulate(entry.layer_steps)]
+        for name, values in entry.path.items():
+            layer, metric = name.split("/")
+            if wanted is None or metric in wanted:
+                one = Series(metric, layer, values, DURING_TRAINING)
+                record_series(table, one, positions, step=entry.epoch, split="train", seed=seed)
     return rows
 
 
@@ -286,7 +307,7 @@ def _write(
     run: RunFolder, task: Task, model: LeakyResNet, result: FitResult, measured: PathMeasurement, config: LeakyConfig
 ) -> None:
     table = MetricTable()
-    training = _record_training(table, result, config.seed)
+    training = _record_training(table, result, config.seed, measured.metrics)
     rows = measured.record(table, seed=config.seed)
     why = NO_LEAK if model.effective_depth == 0 else NO_MOMENTA
     claims = path_verdict(measured, rows, why_no_momenta=why)

@@ -3,8 +3,11 @@
 from isthmus.probe._measure import NO_LEAK as NO_LEAK
 from isthmus.probe._measure import NO_MOMENTA as NO_MOMENTA
 from isthmus.probe._measure import PathMeasurement as PathMeasurement
+from isthmus.probe._measure import Series as Series
 from isthmus.probe._measure import check_metrics as check_metrics
 from isthmus.probe._measure import measure_path as measure_path
+from isthmus.probe._measure import path_series as path_series
+from isthmus.probe._measure import record_series as record_series
 from isthmus.probe._probe import MeanLoss as MeanLoss
 from isthmus.probe._probe import path_momenta as path_momenta
 from isthmus.probe._probe import probe_path as probe_path

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from isthmus.geometry import (
     DEFAULT_RANK_TOLERANCE,
     GAMMA0S,
     Bottleneck,
-    IdentityCost,
     PathGeometry,
     effective_rank,
     find_bottleneck,
@@ -53,7 +53,32 @@ class PathMeasurement:
 
     def record(self, table: MetricTable, *, split: str = "train", seed: int | None = None) -> dict[str, list[int]]:
         """Append every number to `table`; returns the row numbers by metric (of the default γ₀)."""
-        return _Recorder(self, table, split, seed).rows
+        g = self.geometry
+        common: dict[str, Any] = {"split": split, "seed": seed, "n": g.n}
+        rows: dict[str, list[int]] = {}
+        for one in path_series(g):
+            if self._wanted(one.metric):
+                rows.setdefault(one.metric, record_series(table, one, g.positions.tolist(), **common))
+        found = self.bottleneck
+        if self._wanted("bottleneck_rank"):
+            note = f"{found.agreement:.0%} of the trusted estimates agree"
+            known = Series("bottleneck_rank", "path", (float(found.rank),), note)
+            none = Series("bottleneck_rank", "path", (), why=f"no bottleneck: {found.reason}")
+            rows["bottleneck_rank"] = record_series(table, known if found.found else none, [], **common)
+        name = "jacobian_log_singular_value"
+        if self.jacobian is not None and self._wanted(name):
+            j = self.jacobian
+            zero = "a singular value is 0 at some sample"
+            rows[name] = []
+            for i, (mean, err) in enumerate(zip(j.mean.tolist(), j.stderr.tolist(), strict=True)):
+                where: dict[str, Any] = {**common, "layer": "model", "index": i + 1, "n": j.n}
+                fine = np.isfinite(mean)
+                row = table.add(name, mean, stderr=err, **where) if fine else table.skip(name, zero, **where)
+                rows[name].append(row)
+        return rows
+
+    def _wanted(self, metric: str) -> bool:
+        return self.metrics is None or metric in self.metrics
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Spectra of `A_ℓ/√N` and `W_ℓ`, positions, layer steps, and the path in two dimensions (float64)."""
@@ -70,124 +95,111 @@ class PathMeasurement:
         return {name: value.detach().cpu().numpy() for name, value in named.items()}
 
 
-class _Recorder:
-    """Writes one measurement into a table, leaving out metrics that were not asked for and explaining absent ones."""
+@dataclasses.dataclass(frozen=True)
+class Series:
+    """One metric along the path: a value per node (`representation`), step (`step`, `weight`), or one (`path`).
 
-    def __init__(self, measured: PathMeasurement, table: MetricTable, split: str, seed: int | None) -> None:
-        self.wanted, self.table = measured.metrics, table
-        self.common: dict[str, Any] = {"split": split, "seed": seed, "n": measured.geometry.n}
-        self.rows: dict[str, list[int]] = {}
-        g = measured.geometry
-        self.nodes, self.middles = g.positions.tolist(), g.step_positions.tolist()
-        self._spectra(g)
-        self._costs(g)
-        self._path(g)
-        self._momenta(g)
-        self._model(measured)
+    Attributes:
+        metric: its name in the table.
+        layer: what the values are of.
+        values: the values; empty where `why` says why there are none.
+        note: how they were computed, where that is a choice.
+        missing: reasons by position in `values`, for values that do not exist.
+    """
 
-    def _series(self, metric: str, values: Tensor | None, layer: str, *, why: str = "", note: str = "",
-                keep: bool = True) -> None:  # fmt: skip
-        if self.wanted is not None and metric not in self.wanted:
-            return
+    metric: str
+    layer: str
+    values: tuple[float, ...]
+    note: str = ""
+    why: str = ""
+    missing: Mapping[int, str] = dataclasses.field(default_factory=dict[int, str])
+
+
+def path_series(g: PathGeometry) -> Iterator[Series]:
+    """Every metric of a path, the default γ₀ before the others; those that do not exist here say why."""
+
+    def series(metric: str, layer: str, values: Tensor | float | None, note: str = "", why: str = "") -> Series:
         if values is None:
-            self.rows[metric] = [self.table.skip(metric, why, layer=layer, **self.common)]
-            return
-        positions, first = (self.nodes, 0) if layer == "representation" else (self.middles, 1)
-        rows = self.table.extend(
-            values.tolist(), metric, layer=layer, positions=positions, first=first, note=note, **self.common
-        )
-        if keep and metric not in self.rows:
-            self.rows[metric] = rows
+            return Series(metric, layer, (), note, why)
+        numbers = values.tolist() if isinstance(values, Tensor) else [values]
+        return Series(metric, layer, tuple(float(v) for v in numbers), note)
 
-    def _one(self, metric: str, value: float | None, *, why: str = "", note: str = "") -> None:
-        if self.wanted is not None and metric not in self.wanted:
-            return
-        if value is None:
-            row = self.table.skip(metric, why, layer="path", **self.common)
-        else:
-            row = self.table.add(metric, value, layer="path", note=note, **self.common)
-        self.rows.setdefault(metric, [row])
+    for layer, s in (("representation", g.spectrum), ("weight", g.weight_spectrum)):
+        yield series("numerical_rank", layer, numerical_rank(s), f"tol={DEFAULT_RANK_TOLERANCE:g}")
+        yield series("stable_rank", layer, stable_rank(s))
+        yield series("nuclear_rank", layer, nuclear_rank(s))
+        yield series("participation_ratio", layer, participation_ratio(s))
+        yield series("effective_rank", layer, effective_rank(s))
+    yield series("participation_ratio_centred", "representation", participation_ratio(g.spectrum_centred))
+    yield series("weight_norm_sq", "weight", g.weight_norm_sq)
+    yield series("bias_norm_sq", "weight", g.bias_norm_sq)
 
-    def _spectra(self, g: PathGeometry) -> None:
-        for layer, s in (("representation", g.spectrum), ("weight", g.weight_spectrum)):
-            self._series("numerical_rank", numerical_rank(s), layer, note=f"tol={DEFAULT_RANK_TOLERANCE:g}")
-            self._series("stable_rank", stable_rank(s), layer)
-            self._series("nuclear_rank", nuclear_rank(s), layer)
-            self._series("participation_ratio", participation_ratio(s), layer)
-            self._series("effective_rank", effective_rank(s), layer)
-        self._series("participation_ratio_centred", participation_ratio(g.spectrum_centred), "representation")
-        self._series("weight_norm_sq", g.weight_norm_sq, "weight")
-        self._series("bias_norm_sq", g.bias_norm_sq, "weight")
+    for gamma0, cost in g.cost.items():
+        yield series("cost_of_identity", "representation", cost.stabilised, f"gamma0={gamma0:g}")
+    first = g.cost[g.gamma0]
+    yield series("identity_residual", "representation", first.residual)
+    infinite = "infinite: A leaves the row space of S (identity_residual)"
+    missing = {i: infinite for i, finite in enumerate(first.finite.tolist()) if not finite}
+    yield dataclasses.replace(series("cost_of_identity_exact", "representation", first.exact), missing=missing)
+    for gamma0, e in g.energies.items():
+        note = f"gamma0={gamma0:g}"
+        yield series("kinetic_energy", "step", e.kinetic, note)
+        yield series("hamiltonian_stable", "step", e.stable, note)
+        yield series("hamiltonian_rank_stable", "step", e.stable_rank_estimate, note)
+        yield series("path_length", "path", e.path_length, note)
+    if not g.energies:
+        for name in _STABLE:
+            yield series(name, "path" if name == "path_length" else "step", None, why=NO_LEAK)
 
-    def _costs(self, g: PathGeometry) -> None:
-        for gamma0, cost in g.cost.items():
-            self._series("cost_of_identity", cost.stabilised, "representation", note=f"gamma0={gamma0:g}")
-        first = g.cost[g.gamma0]
-        self._series("identity_residual", first.residual, "representation")
-        self._exact_cost(first)
-        for name in _STABLE[:3]:
-            if not g.energies:
-                self._series(name, None, "step", why=NO_LEAK)
-        for gamma0, e in g.energies.items():
-            note = f"gamma0={gamma0:g}"
-            self._series("kinetic_energy", e.kinetic, "step", note=note)
-            self._series("hamiltonian_stable", e.stable, "step", note=note)
-            self._series("hamiltonian_rank_stable", e.stable_rank_estimate, "step", note=note)
-            self._one("path_length", e.path_length, note=note)
-        if not g.energies:
-            self._one("path_length", None, why=NO_LEAK)
+    yield series("negative_fraction", "representation", g.negative_fraction)
+    yield series("relative_move", "step", g.relative_move)
+    yield series("path_speed", "step", g.speed)
+    yield series("layer_step", "step", g.layer_steps)
+    yield series("path_length_euclidean", "path", g.length, "divided by √N")
+    yield series("balance", "step", g.balance if g.effective_depth > 0 else None, why=NO_LEAK)
 
-    def _exact_cost(self, cost: IdentityCost) -> None:
-        name = "cost_of_identity_exact"
-        if self.wanted is not None and name not in self.wanted:
-            return
-        infinite = "infinite: A leaves the row space of S (identity_residual)"
-        self.rows[name] = []
-        for i, (value, finite) in enumerate(zip(cost.exact.tolist(), cost.finite.tolist(), strict=True)):
-            at = {"layer": f"representation.{i}", "index": i, "position": self.nodes[i]}
-            where: dict[str, Any] = {**at, **self.common}
-            row = self.table.add(name, value, **where) if finite else self.table.skip(name, infinite, **where)
-            self.rows[name].append(row)
+    why = NO_MOMENTA if g.effective_depth > 0 else NO_LEAK
+    h = g.hamiltonians
+    values = (None,) * 4 if h is None else (h.pair, h.symmetric, h.rank(h.pair), h.rank(h.symmetric))
+    for name, value in zip(_HAMILTONIAN, values, strict=True):
+        yield series(name, "step", value, why=why)
+    yield series("stationarity", "step", g.stationarity, why=NO_MOMENTA)
+    yield series("momentum_norm", "representation", g.momentum_norm, why=NO_MOMENTA)
+    yield series("momentum_weight_norm", "step", g.momentum_weight_norm, why=NO_MOMENTA)
+    b = g.bounds
+    bounds = (None,) * 3 if b is None else (b.lower, b.upper, b.slack)
+    for name, value in zip(_BOUNDS, bounds, strict=True):
+        yield series(name, "path", value, "" if b is None else f"gamma0={b.gamma0:g}", why)
 
-    def _path(self, g: PathGeometry) -> None:
-        self._series("negative_fraction", g.negative_fraction, "representation")
-        self._series("relative_move", g.relative_move, "step")
-        self._series("path_speed", g.speed, "step")
-        self._series("layer_step", g.layer_steps, "step")
-        self._one("path_length_euclidean", g.length, note="divided by √N")
-        balance = g.balance if g.effective_depth > 0 else None
-        self._series("balance", balance, "step", why=NO_LEAK)
 
-    def _momenta(self, g: PathGeometry) -> None:
-        why = NO_MOMENTA if g.effective_depth > 0 else NO_LEAK
-        h = g.hamiltonians
-        values = (None,) * 4 if h is None else (h.pair, h.symmetric, h.rank(h.pair), h.rank(h.symmetric))
-        for name, value in zip(_HAMILTONIAN, values, strict=True):
-            self._series(name, value, "step", why=why)
-        self._series("stationarity", g.stationarity, "step", why=NO_MOMENTA)
-        self._series("momentum_norm", g.momentum_norm, "representation", why=NO_MOMENTA)
-        self._series("momentum_weight_norm", g.momentum_weight_norm, "step", why=NO_MOMENTA)
-        b = g.bounds
-        for name, value in zip(_BOUNDS, (None,) * 3 if b is None else (b.lower, b.upper, b.slack), strict=True):
-            self._one(name, value, why=why, note="" if b is None else f"gamma0={b.gamma0:g}")
+def record_series(
+    table: MetricTable, one: Series, positions: Sequence[float], *, step: int | None = None, **common: Any
+) -> list[int]:
+    """Append the rows of one series; returns their numbers.
 
-    def _model(self, measured: PathMeasurement) -> None:
-        found = measured.bottleneck
-        if found.found:
-            self._one("bottleneck_rank", found.rank, note=f"{found.agreement:.0%} of the trusted estimates agree")
-        else:
-            self._one("bottleneck_rank", None, why=f"no bottleneck: {found.reason}")
-        name = "jacobian_log_singular_value"
-        if measured.jacobian is None or (self.wanted is not None and name not in self.wanted):
-            return
-        j = measured.jacobian
-        zero = "a singular value is 0 at some sample"
-        self.rows[name] = []
-        for i, (mean, err) in enumerate(zip(j.mean.tolist(), j.stderr.tolist(), strict=True)):
-            where: dict[str, Any] = {**self.common, "layer": "model", "index": i + 1, "n": j.n}
-            fine = np.isfinite(mean)
-            row = self.table.add(name, mean, stderr=err, **where) if fine else self.table.skip(name, zero, **where)
-            self.rows[name].append(row)
+    Args:
+        table: the table.
+        one: the series.
+        positions: `p_ℓ` of the nodes 0..L; values of steps stand in the middle of theirs.
+        step: the epoch, for a series taken during training.
+        common: further columns, the same in every row.
+    """
+    where: dict[str, Any] = {**common, "step": step}
+    if one.why and not one.values:
+        return [table.skip(one.metric, one.why, layer=one.layer, **where)]
+    if one.layer == "path":
+        return [table.add(one.metric, one.values[0], layer="path", note=one.note, **where)]
+    first = 0 if one.layer == "representation" else 1
+    middles = [0.5 * (a + b) for a, b in itertools.pairwise(positions)]
+    at = positions if first == 0 else middles
+    if not one.missing:
+        return table.extend(one.values, one.metric, layer=one.layer, positions=at, first=first, note=one.note, **where)
+    rows: list[int] = []
+    for i, (value, p) in enumerate(zip(one.values, at, strict=True)):
+        node: dict[str, Any] = {"layer": f"{one.layer}.{first + i}", "index": first + i, "position": p, **where}
+        reason = one.missing.get(i)
+        rows.append(table.skip(one.metric, reason, **node) if reason else table.add(one.metric, value, **node))
+    return rows
 
 
 def check_metrics(
