@@ -110,3 +110,24 @@ def test_demo_runs_and_chooses_a_fresh_folder(tmp_path: Path, monkeypatch: pytes
     for folder in folders:
         assert (folder / "report.html").exists()
         assert str(folder.relative_to(tmp_path)) in printed.out
+
+
+def test_curves_for_tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                capfd: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    arguments = ["train", "--data", "teacher", "--n-train", "60", "--n-test", "20", "--width", "32", "--depth", "8",
+                 "--effective-depth", "3", "--epochs", "30", "--quiet", "--tensorboard"]  # fmt: skip
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    frame = RunFolder.open(tmp_path / "run").metrics()
+    rows = frame.filter((frame["metric"] == "loss") & (frame["split"] == "train")).sort("step")
+    scalars = events.Scalars("train/loss")
+    assert [s.step for s in scalars] == rows["step"].to_list()
+    assert [s.value for s in scalars] == pytest.approx(rows["value"].to_list(), rel=1e-6)  # kept in float32
+    assert "layer_step/8" in events.Tags()["scalars"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    capfd.readouterr()
+    assert main([*arguments, "--out", str(tmp_path / "other")]) == 2
+    assert 'pip install "isthmus[tensorboard]"' in capfd.readouterr().err
+    assert not (tmp_path / "other").exists()

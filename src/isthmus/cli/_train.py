@@ -29,6 +29,7 @@ def train_on(
     *,
     command: str,
     progress: Callable[[int, int, Any], None] | None,
+    tensorboard: bool = False,
 ) -> RunFolder:
     """Make the data, train and measure; warnings about the data are shown and kept with the run."""
     from isthmus.experiments import run_leaky, task_from_source
@@ -40,7 +41,8 @@ def train_on(
         warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     notes = tuple(str(w.message) for w in caught)
     title = f"Leaky ResNet on {task.name}"
-    return run_leaky(task, config, out, command=command, title=title, data=source, notes=notes, progress=progress)
+    return run_leaky(task, config, out, command=command, title=title, data=source, notes=notes, progress=progress,
+                     tensorboard=tensorboard)  # fmt: skip
 
 
 def _print_plan(source: dict[str, Any], config: LeakyConfig) -> None:
@@ -93,6 +95,7 @@ def train(
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, …")] = "cpu",
     seed: Annotated[int, Parameter(help="Seed of data, weights and batches.")] = 0,
     resume: Annotated[Path | None, Parameter(help="Continue an interrupted run folder as it was set.")] = None,
+    tensorboard: Annotated[bool, Parameter(help="Training curves for TensorBoard, too.", negative="")] = False,
     dry_run: Annotated[bool, Parameter(help="Say sizes, memory and time; train nothing.", negative="")] = False,
     quiet: Annotated[bool, Parameter(help="No progress bar.", negative="")] = False,
     given: Annotated[frozenset[str], Parameter(parse=False)] = frozenset(),
@@ -138,5 +141,6 @@ def train(
         _print_plan(source, config)
         return
     with training_progress(quiet) as progress:
-        run = train_on(source, config, out or fresh_folder("train"), command="train", progress=progress)
+        run = train_on(source, config, out or fresh_folder("train"), command="train", progress=progress,
+                       tensorboard=tensorboard)  # fmt: skip
     print_run(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import shutil
@@ -32,7 +33,15 @@ from isthmus.probe import (
     record_series,
 )
 from isthmus.report import write_page
-from isthmus.train import LOSS_REDUCTION, FitConfig, FitResult, data_term, fit
+from isthmus.train import (
+    LOSS_REDUCTION,
+    FitConfig,
+    FitResult,
+    data_term,
+    fit,
+    require_tensorboard,
+    tensorboard_scalars,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +57,7 @@ class LeakyConfig:
         input_map, output_map: `auto`, `fixed` or `learned`.
         ridge: `λ`.
         loss: `auto` (cross-entropy for classes, square for numbers), `square` or `cross_entropy`.
-        epochs, learning_rate, sgd_epochs, sgd_learning_rate, batch_size, validation_fraction, patience,
-            gradient_tolerance, stationarity_tolerance, precision: see `FitConfig`.
+        epochs: of Adam; this and the settings down to `precision` are those of `FitConfig`.
         gamma0: γ₀ of the stabilised costs; 1e-2 and 1e-4 are recorded beside it.
         metrics: names to record; empty for all.
         dtype: precision of training; measurements are taken in float64.
@@ -173,6 +181,7 @@ def run_leaky(
     data: Mapping[str, Any],
     notes: tuple[str, ...] = (),
     progress: Callable[[int, int, Any], None] | None = None,
+    tensorboard: bool = False,
 ) -> RunFolder:
     """Train, measure, and write a run folder with its page.
 
@@ -187,12 +196,15 @@ def run_leaky(
         data: how the data were made, for the record.
         notes: warnings about the data, shown on the page.
         progress: called after every epoch.
+        tensorboard: also write the training curves for TensorBoard, into the run folder.
 
     Raises:
         InputError: any setting that cannot be used.
         RunFolderError: the folder exists or cannot be made.
         DivergedError: training left the finite numbers (the folder then says `failed`).
     """
+    if tensorboard:
+        require_tensorboard()
     job = prepare_leaky(task, config)
     check_new_folder(out)
     run = RunFolder.create(
@@ -218,6 +230,7 @@ def run_leaky(
             "loss": job.fit.loss,
             "loss_reduction": LOSS_REDUCTION[job.fit.loss],
             "warnings": list(notes),
+            "tensorboard": tensorboard,
         },
     )  # fmt: skip
     _work(run, task, config, job, progress)
@@ -282,11 +295,13 @@ def _work(
 ) -> None:
     """Train (from the checkpoint, where there is one), measure, write, and record how it ended."""
     checkpoint = run.path / "checkpoint" / "last.pt"
+    curves = tensorboard_scalars(run.path / "tensorboard", progress) if run.run.get("tensorboard") else None
     try:
-        result = fit(
-            job.model, task.x_train, task.y_train, job.fit, x_test=task.x_test, y_test=task.y_test, progress=progress,
-            checkpoint=checkpoint,
-        )  # fmt: skip
+        with curves or contextlib.nullcontext(progress) as watch:
+            result = fit(
+                job.model, task.x_train, task.y_train, job.fit, x_test=task.x_test, y_test=task.y_test, progress=watch,
+                checkpoint=checkpoint,
+            )  # fmt: skip
         measured = measure_path(
             job.model,
             task.x_train,
@@ -298,7 +313,8 @@ def _work(
         )
         _write(run, task, job.model, result, measured, config)
     except BaseException as error:
-        run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=f"{error}")
+        with contextlib.suppress(OSError):  # on a full disk the error itself is what must be seen
+            run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=f"{error}")
         raise
     shutil.rmtree(checkpoint.parent, ignore_errors=True)  # a complete run needs none
 

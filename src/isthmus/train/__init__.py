@@ -10,3 +10,5 @@ from isthmus.train._objective import LOSS_REDUCTION as LOSS_REDUCTION
 from isthmus.train._objective import data_term as data_term
 from isthmus.train._objective import objective as objective
 from isthmus.train._objective import score as score
+from isthmus.train._tensorboard import require_tensorboard as require_tensorboard
+from isthmus.train._tensorboard import tensorboard_scalars as tensorboard_scalars
