@@ -107,9 +107,7 @@ def load_table(
 
     kind, why = _task_kind(read, task, whole_floats=file.suffix.lower() == ".npy")
     if task == "auto":
-        other = "regression" if kind == "classification" else "classification"
-        tail = f"; --task {other} says otherwise" if len(read.targets) == 1 else ""
-        warnings.warn(f"task: {kind}, since {why}{tail}", DataNote, stacklevel=2)
+        warnings.warn(f"task: {kind}, since {why}", DataNote, stacklevel=2)
     labels: tuple[str, ...] = ()
     label_type: LabelType = "text"
     if kind == "classification":
@@ -205,7 +203,9 @@ def _task_kind(read: TableFile, task: str, *, whole_floats: bool) -> tuple[TaskK
         return "regression", f"target {series.name!r} holds numbers that are not whole"
     what = f"target {series.name!r} holds whole numbers with {distinct} different values in {n} rows"
     few = distinct == 2 or (distinct <= MAX_CLASSES and distinct <= MAX_CLASS_SHARE * n)
-    return ("classification" if few else "regression"), what
+    if few:
+        return "classification", f"{what}; --task regression takes them as numbers"
+    return "regression", f"{what}; --task classification takes them as classes"
 
 
 def _classes(series: pl.Series) -> tuple[tuple[str, ...], LabelType, np.ndarray]:
