@@ -153,11 +153,11 @@ class LeakyResNet(nn.Module):
         return ("fixed" if self.width >= features else "learned") if kind == "auto" else kind
 
     def _constrained(
-        self, raw: Float[Tensor, "rows columns"], kind: str, features: int
-    ) -> Float[Tensor, "rows columns"]:
+        self, raw: Float[Tensor, "*members rows columns"], kind: str, features: int
+    ) -> Float[Tensor, "*members rows columns"]:
         if kind == "fixed":
             return raw
-        return raw * (math.sqrt(min(self.width, features)) / torch.linalg.matrix_norm(raw))
+        return raw * (math.sqrt(min(self.width, features)) / torch.linalg.matrix_norm(raw, keepdim=True))
 
     @property
     def input_matrix(self) -> Float[Tensor, "width in_features"]:
