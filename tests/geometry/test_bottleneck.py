@@ -48,6 +48,7 @@ def test_says_when_there_is_none() -> None:
     wide = find_bottleneck(built_path(11))
     assert not wide.found
     assert "keeps 11 of 12" in wide.reason
+    assert "keeps all 12 dimensions" in find_bottleneck(built_path(12)).reason
 
 
 def test_says_when_nothing_passes() -> None:

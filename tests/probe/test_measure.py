@@ -57,7 +57,7 @@ def test_a_network_at_the_closed_form_measures_as_the_closed_form() -> None:
     assert claims["stationarity"].level == "finding"
     assert claims["conservation"].level == "finding"
     assert claims["bottleneck"].level == "none"  # a full-rank linear map has no bottleneck
-    assert "keeps 5 of 5" in claims["bottleneck"].text
+    assert "keeps all 5 dimensions" in claims["bottleneck"].text
 
 
 def test_every_metric_is_recorded_or_explained() -> None:

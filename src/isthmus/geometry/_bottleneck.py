@@ -154,7 +154,8 @@ def find_bottleneck(geometry: PathGeometry) -> Bottleneck:
     if lt > 0 and float(geometry.weight_spectrum.max()) < 0.5 * lt:
         reason = "the weights nowhere make up for the leak: the network is (almost) constant: is the ridge too large?"
     elif rank > NARROWER * input_rank:
-        reason = f"its narrowest part keeps {rank} of {input_rank} dimensions"
+        kept = f"keeps {rank} of {input_rank} dimensions" if rank < input_rank else f"keeps all {input_rank} dimensions"
+        reason = f"its narrowest part {kept}"
     elif agreement < 0.5:
         reason = f"the estimates disagree ({', '.join(f'{v:.1f}' for v in trusted)} dimensions)"
     inside = torch.zeros(geometry.speed.numel(), dtype=torch.bool)
