@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -116,17 +117,25 @@ def compare(label: str, layers: int, gamma0s: tuple[float, ...], method: str, ru
     )
 
 
+def peak_memory() -> float:
+    """Peak resident memory of this process in MiB (`ru_maxrss` would count the parent's from before the exec)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def stream(n: int, batch: int = 1000) -> None:
     """Stream `n` samples of a w = 100, L = 20 path, and print this process's peak memory."""
     path, features, _, _ = make_path(batch, 100, 20)
     acc = PathAccumulator()
     acc.update(path, features)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     for _ in range(n // batch - 1):
         acc.update(path, features)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    grown = (after - before) / 1024
-    print(f"N = {acc.result().n:>9,}: peak memory {after / 1024:.1f} MiB, {grown:+.1f} MiB after the first batch")
+    after = peak_memory()
+    print(f"N = {acc.result().n:>9,}: peak memory {after:.1f} MiB, {after - before:+.1f} MiB after the first batch")
 
 
 def main() -> None:
