@@ -42,8 +42,10 @@ def _say(console: Console, label: str, text: str) -> None:
 
 
 def _without_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The command line without `--config FILE`, and that file."""
+    """The command line without the `--config FILE` of `train`, and that file."""
     rest, file = list(words), None
+    if rest[:1] != ["train"]:
+        return rest, None
     for i, word in enumerate(rest):
         if word == CONFIG or word.startswith(CONFIG + "="):
             value = rest[i + 1 : i + 2] if word == CONFIG else [word.removeprefix(CONFIG + "=")]

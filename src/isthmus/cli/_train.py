@@ -94,6 +94,7 @@ def train(
     dtype: Annotated[str, Parameter(help="float32 or float64 (measurements are always float64).")] = "float32",
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, …")] = "cpu",
     seed: Annotated[int, Parameter(help="Seed of data, weights and batches.")] = 0,
+    config: Annotated[Path | None, Parameter(help="TOML file of options; the command line wins over it.")] = None,
     resume: Annotated[Path | None, Parameter(help="Continue an interrupted run folder as it was set.")] = None,
     tensorboard: Annotated[bool, Parameter(help="Training curves for TensorBoard, too.", negative="")] = False,
     dry_run: Annotated[bool, Parameter(help="Say sizes, memory and time; train nothing.", negative="")] = False,
@@ -102,7 +103,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a Leaky ResNet, measure its path, and write a run folder with a page.
 
-    Every option can also stand in a TOML file: `--config FILE`; the command line wins over the file.
+    Every option can also stand in a TOML file: `--config FILE` (read by `main` before the options are parsed).
     """
     from isthmus.experiments import LeakyConfig, file_source, is_file, resume_leaky
 
@@ -122,7 +123,7 @@ def train(
     if data is None:
         raise InputError("data", "nothing", "a file, 'digits' or 'teacher'", "give --data")
     values = locals()
-    config = LeakyConfig(**{f.name: values[f.name] for f in dataclasses.fields(LeakyConfig)})
+    settings = LeakyConfig(**{f.name: values[f.name] for f in dataclasses.fields(LeakyConfig)})
     source: dict[str, Any] = {"name": data, "seed": seed}
     if data == "teacher":
         source |= {"widths": list(teacher_widths), "kind": teacher_kind, "n_train": n_train, "n_test": n_test}
@@ -138,9 +139,9 @@ def train(
     elif meant := sorted(given & set(table)):
         raise InputError(meant[0], str(table[meant[0]]), f"no such option for data {data!r}", "it is for files")
     if dry_run:
-        _print_plan(source, config)
+        _print_plan(source, settings)
         return
     with training_progress(quiet) as progress:
-        run = train_on(source, config, out or fresh_folder("train"), command="train", progress=progress,
+        run = train_on(source, settings, out or fresh_folder("train"), command="train", progress=progress,
                        tensorboard=tensorboard)  # fmt: skip
     print_run(run)
