@@ -16,8 +16,9 @@ import torch
 from isthmus._records import RunFolder
 from isthmus.cli import main
 
-OPTIONS = ["--data", "teacher", "--n-train", "200", "--n-test", "60", "--width", "32", "--depth", "8",
-           "--effective-depth", "3", "--steps", "adaptive", "--epochs", "1200", "--seed", "5", "--quiet"]  # fmt: skip
+NETWORK = ["--width", "32", "--depth", "8", "--effective-depth", "3", "--steps", "adaptive", "--epochs", "1200",
+           "--seed", "5", "--quiet"]  # fmt: skip
+OPTIONS = ["--data", "teacher", "--n-train", "200", "--n-test", "60", *NETWORK]
 
 
 @pytest.fixture(autouse=True)
@@ -25,14 +26,21 @@ def _as_a_users_process() -> None:
     torch.set_default_dtype(torch.float32)
 
 
-def test_a_killed_command_ends_as_an_unbroken_one(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", *OPTIONS, "--out", str(tmp_path / "whole")]) == 0
+@pytest.mark.parametrize("data", ["teacher", "a user's table"])
+def test_a_killed_command_ends_as_an_unbroken_one(data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    options = OPTIONS
+    if data != "teacher":
+        table = tmp_path / "table.csv"
+        rows = [f"{i % 7},{'red' if i % 3 else 'blue'},{(i % 7) ** 2 + i % 3}.5" for i in range(120)]
+        table.write_text("\n".join(["size,colour,price", *rows]) + "\n")
+        options = ["--data", str(table), "--target", "price", *NETWORK, "--batch-size", "32"]
+    assert main(["train", *options, "--out", str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-c",
                "import sys, functools, isthmus.train._loop as l, isthmus.experiments._leaky_run as r;"
                "r.fit = functools.partial(l.fit, checkpoint_seconds=0.05);"
                "from isthmus.cli import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
     out = tmp_path / "killed"
-    child = subprocess.Popen([*command, "train", *OPTIONS, "--out", str(out)], stdout=subprocess.DEVNULL)
+    child = subprocess.Popen([*command, "train", *options, "--out", str(out)], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while not (out / "checkpoint" / "last.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)

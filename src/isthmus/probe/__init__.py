@@ -5,6 +5,7 @@ from isthmus.probe._measure import NO_MOMENTA as NO_MOMENTA
 from isthmus.probe._measure import PathMeasurement as PathMeasurement
 from isthmus.probe._measure import Series as Series
 from isthmus.probe._measure import check_metrics as check_metrics
+from isthmus.probe._measure import geometry_of as geometry_of
 from isthmus.probe._measure import measure_path as measure_path
 from isthmus.probe._measure import path_series as path_series
 from isthmus.probe._measure import record_series as record_series

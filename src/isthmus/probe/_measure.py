@@ -20,6 +20,7 @@ from isthmus.geometry import (
     GAMMA0S,
     Bottleneck,
     PathGeometry,
+    PathMoments,
     effective_rank,
     find_bottleneck,
     nuclear_rank,
@@ -225,6 +226,19 @@ def check_metrics(
     return names
 
 
+def geometry_of(model: LeakyResNet, moments: PathMoments, gamma0s: tuple[float, ...] = GAMMA0S) -> PathGeometry:
+    """`path_geometry` of a Leaky ResNet whose path gave `moments` (arXiv 2405.17573, docs/theory 1.4–1.7)."""
+    rho = model.layer_steps.double()
+    return path_geometry(
+        moments,
+        weight=model.augmented_weight(),
+        layer_steps=rho / rho.sum(),  # of sum 1 in float64, whatever the model's dtype
+        effective_depth=model.effective_depth,
+        has_bias=model.bias is not None,
+        gamma0s=gamma0s,
+    )
+
+
 def measure_path(
     model: LeakyResNet,
     x: Float[Tensor, "n inputs"],
@@ -256,14 +270,7 @@ def measure_path(
     """
     wanted = check_metrics(metrics, ridge=ridge, effective_depth=model.effective_depth)
     moments = probe_path(model, x, y, loss=loss, ridge=ridge)
-    geometry = path_geometry(
-        moments,
-        weight=model.augmented_weight(),
-        layer_steps=model.layer_steps.double() / model.layer_steps.double().sum(),
-        effective_depth=model.effective_depth,
-        has_bias=model.bias is not None,
-        gamma0s=tuple(gamma0s),
-    )
+    geometry = geometry_of(model, moments, tuple(gamma0s))
     jacobian = None
     if min(jacobian_samples, x.shape[0]) >= 2:
         exact = copy.deepcopy(model).double().requires_grad_(False)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from isthmus._errors import DivergedError, InputError
 from isthmus._random import torch_generator
-from isthmus.geometry import DEFAULT_GAMMA0, path_geometry, path_speed
+from isthmus.geometry import DEFAULT_GAMMA0, path_speed
 from isthmus.models import Adaptive, LeakyResNet
-from isthmus.probe import path_series, probe_path
+from isthmus.probe import geometry_of, path_series, probe_path
 from isthmus.train._checkpoint import data_fingerprint, load_checkpoint, run_identity, save_checkpoint
 from isthmus.train._config import FitConfig
 from isthmus.train._objective import data_term, objective, score
@@ -76,14 +76,7 @@ def _watch_path(
     """Median stationarity and rank estimate, where a ridge and a leak define them, and every metric of the path."""
     ridge = config.ridge if config.ridge > 0 else None
     moments = probe_path(model, x, y, loss=lambda o, t: data_term(config.loss, o, t), ridge=ridge)
-    g = path_geometry(
-        moments,
-        weight=model.augmented_weight(),
-        layer_steps=model.layer_steps.double() / model.layer_steps.double().sum(),
-        effective_depth=model.effective_depth,
-        has_bias=model.bias is not None,
-        gamma0s=(DEFAULT_GAMMA0,),
-    )
+    g = geometry_of(model, moments, (DEFAULT_GAMMA0,))
     summary: dict[str, float] = {}
     if g.stationarity is not None:
         summary["stationarity"] = float(g.stationarity.quantile(0.5))
