@@ -16,7 +16,7 @@ import torch
 from isthmus._records import RunFolder
 from isthmus.cli import main
 
-NETWORK = ["--width", "32", "--depth", "8", "--effective-depth", "3", "--steps", "adaptive", "--epochs", "1200",
+NETWORK = ["--width", "32", "--depth", "8", "--effective-depth", "3", "--steps", "adaptive", "--epochs", "600",
            "--seed", "5", "--quiet"]  # fmt: skip
 OPTIONS = ["--data", "teacher", "--n-train", "200", "--n-test", "60", *NETWORK]
 
@@ -102,7 +102,7 @@ def test_dry_run_says_sizes_and_writes_nothing(tmp_path: Path, capfd: pytest.Cap
     assert main(["train", *OPTIONS, "--dry-run", "--out", str(out)]) == 0
     printed = capfd.readouterr().out
     parameters = 8 * 32 * 32 + 8 * 32
-    for needle in (f"{parameters:,}", "30 → 30", "32 × 8", "1,200 epochs", "MiB", "nothing was trained"):
+    for needle in (f"{parameters:,}", "30 → 30", "32 × 8", "600 epochs", "MiB", "nothing was trained"):
         assert needle in printed
     assert not out.exists()
     assert main(["train", *OPTIONS[:-3], "--seed", "-1", "--dry-run"]) == 2

@@ -277,3 +277,37 @@ def test_distributed_data_parallel_takes_the_fused_way(tmp_path: Path, calls: li
         torch.testing.assert_close(net.bias.grad, wanted[1], **ROUNDING)
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_function_itself_can_be_vectorised(bias: bool) -> None:
+    """`vmap` over samples' batches and over networks, and the gradient of it, against one after another."""
+    g = torch.Generator().manual_seed(9)
+    a0 = torch.randn(4, 6, 5, generator=g)
+    weight = torch.randn(4, 3, 5, 5, generator=g)
+    b = torch.randn(4, 3, 5, generator=g) if bias else None
+    rho = torch.tensor([0.2, 0.5, 0.3])
+
+    def end(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return LeakyPath.apply(a, w, b, rho, 2.0, torch.relu, True)[0]
+
+    def plain(a: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return path_by_autograd(a, w, b, rho, 2.0, torch.relu)[-1]
+
+    dims = (0, 0, 0 if bias else None)
+    together = torch.func.vmap(end, dims)(a0, weight, b)
+    alone = torch.stack([plain(a0[i], weight[i], None if b is None else b[i]) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-12)
+
+    def total(w: Tensor) -> Tensor:
+        return torch.func.vmap(end, dims)(a0, w, b).square().sum()
+
+    expected = torch.stack([
+        torch.func.grad(lambda w, i=i: plain(a0[i], w, None if b is None else b[i]).square().sum())(weight[i])
+        for i in range(4)
+    ])  # fmt: skip
+    torch.testing.assert_close(torch.func.grad(total)(weight), expected, rtol=1e-11, atol=1e-11)
+    leaf = weight.clone().requires_grad_()
+    total(leaf).backward()
+    assert leaf.grad is not None
+    torch.testing.assert_close(leaf.grad, expected, rtol=1e-11, atol=1e-11)

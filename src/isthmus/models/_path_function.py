@@ -116,6 +116,17 @@ class LeakyPath(torch.autograd.Function):
         ctx.save_for_backward(a0, weight, bias, layer_steps, output[1])
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        """A batch of paths: the plain loop, vectorised, since writing in place cannot be."""
+        *tensors, effective_depth, activation, _ = inputs
+
+        def one(a0: Tensor, weight: Tensor, bias: Tensor | None, layer_steps: Tensor) -> tuple[Tensor, Tensor]:
+            *nodes, end = path_by_autograd(a0, weight, bias, layer_steps, effective_depth, activation)
+            return end, torch.stack(nodes)
+
+        return torch.func.vmap(one, in_dims[:4])(*tensors), (0, 0)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients of `A_0`, weights and biases."""
         a0, weight, bias, layer_steps, nodes = ctx.saved_tensors
