@@ -41,6 +41,7 @@ from isthmus.train import (
     fit,
     require_tensorboard,
     tensorboard_scalars,
+    training_rows,
 )
 
 
@@ -302,10 +303,11 @@ def _work(
                 job.model, task.x_train, task.y_train, job.fit, x_test=task.x_test, y_test=task.y_test, progress=watch,
                 checkpoint=checkpoint,
             )  # fmt: skip
+        kept, _ = training_rows(len(task.x_train), job.fit)  # momenta belong to the samples trained on
         measured = measure_path(
             job.model,
-            task.x_train,
-            task.y_train,
+            task.x_train[kept],
+            task.y_train[kept],
             loss=lambda outputs, targets: data_term(job.fit.loss, outputs, targets),
             ridge=config.ridge,
             gamma0s=job.gamma0s,

@@ -6,6 +6,7 @@ from isthmus.train._config import FitConfig as FitConfig
 from isthmus.train._loop import EpochLog as EpochLog
 from isthmus.train._loop import FitResult as FitResult
 from isthmus.train._loop import fit as fit
+from isthmus.train._loop import training_rows as training_rows
 from isthmus.train._objective import LOSS_REDUCTION as LOSS_REDUCTION
 from isthmus.train._objective import data_term as data_term
 from isthmus.train._objective import objective as objective

@@ -129,6 +129,21 @@ def _restored(entry: dict[str, Any]) -> EpochLog:
     return EpochLog(**fields)
 
 
+def training_rows(n: int, config: FitConfig) -> tuple[Tensor, Tensor]:
+    """Row numbers of the samples trained on, and of those held out to watch, drawn from the seed.
+
+    Raises:
+        InputError: fewer than 2 samples are left to train on.
+    """
+    if not config.validation_fraction:
+        return torch.arange(n), torch.arange(0)
+    order = torch.randperm(n, generator=torch_generator(config.seed, "validation"))
+    held = max(1, round(config.validation_fraction * n))
+    if n - held < 2:
+        raise InputError("validation_fraction", config.validation_fraction, "at least 2 samples left to train on")
+    return order[held:], order[:held]
+
+
 def _to_model(model: LeakyResNet, y: Tensor) -> Tensor:
     return y.to(model.weight) if y.is_floating_point() else y.to(model.weight.device)
 
@@ -183,12 +198,9 @@ def fit(
     tested = None if x_test is None or y_test is None else (x_test.to(weight), _to_model(model, y_test))
     validated = None
     if config.validation_fraction:
-        order = torch.randperm(x.shape[0], generator=torch_generator(config.seed, "validation"))
-        held = max(1, round(config.validation_fraction * x.shape[0]))
-        if x.shape[0] - held < 2:
-            raise InputError("validation_fraction", config.validation_fraction, "at least 2 samples left to train on")
-        validated = (x[order[:held]], y[order[:held]])
-        x, y = x[order[held:]], y[order[held:]]
+        kept, held = training_rows(x.shape[0], config)
+        validated = (x[held], y[held])
+        x, y = x[kept], y[kept]
     n = x.shape[0]
     batch = min(config.batch_size or n, n)
     per_epoch = math.ceil(n / batch)
