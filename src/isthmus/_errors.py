@@ -32,6 +32,10 @@ class RunFolderError(InputError):
     """A run folder that is missing, incomplete, foreign, or already there."""
 
 
+class WriteError(IsthmusError, OSError):
+    """A file could not be written (a full disk, say); what was there before is untouched."""
+
+
 class DivergedError(IsthmusError):
     """Training stopped because the loss or the weights are no longer finite numbers."""
 

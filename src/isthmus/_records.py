@@ -25,7 +25,7 @@ import polars as pl
 import safetensors
 import safetensors.numpy
 
-from isthmus._errors import InputError, RunFolderError
+from isthmus._errors import InputError, RunFolderError, WriteError
 from isthmus._metrics import METRICS as METRICS
 from isthmus._metrics import Metric as Metric
 from isthmus._metrics import check_metric as check_metric
@@ -140,18 +140,26 @@ class Claim:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, flush it to disk, and rename it: whole or not at all."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    """Let `write` fill a temporary file beside `path`, flush it to disk, and rename it: whole or not at all.
+
+    Raises:
+        WriteError: the disk is full, or the folder cannot be written.
+    """
+    temporary = path
     try:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
         write(temporary)
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except (OSError, pl.exceptions.PolarsError, safetensors.SafetensorError) as error:
+        raise WriteError(f"{path} could not be written ({error}); make room and try again") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary != path:
+            temporary.unlink(missing_ok=True)
 
 
 def _json_ready(value: Any) -> Any:
@@ -196,7 +204,11 @@ def check_new_folder(path: str | os.PathLike[str], argument: str = "out") -> Pat
         RunFolderError: something is there already, or no folder can be made there.
     """
     folder = Path(path)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    try:
+        there = folder.exists()
+    except OSError as error:  # a name that is too long
+        raise RunFolderError(argument, str(folder), f"a path that can be written ({error.strerror})") from None
+    if there and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(argument, str(folder), "a path where nothing is yet",
                              "choose another name, or remove what is there")  # fmt: skip
     parent = folder.absolute()
@@ -263,7 +275,8 @@ class RunFolder:
         version: Any = run.get("schema_version") if isinstance(run, dict) else None
         if not isinstance(version, int) or version > SCHEMA_VERSION:
             expected = f"a run folder of schema {SCHEMA_VERSION} or older (found {version})"
-            raise RunFolderError("run", str(folder), expected, "install a newer isthmus")
+            hint = "install a newer isthmus" if isinstance(version, int) else "this folder is of something else"
+            raise RunFolderError("run", str(folder), expected, hint)
         return cls(folder, run)
 
     def write_run(self, **changes: Any) -> None:

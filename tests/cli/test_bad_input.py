@@ -86,6 +86,11 @@ CASES = [
          ("activation: got rellu", "'relu'")),
     Case("no epochs", lambda p: run(p, epochs=0), ("--epochs", "0"), ("epochs: got 0",)),
     Case("unknown device", lambda p: run(p, device="gpu"), ("--device", "gpu"), ("device: got gpu", "cpu")),
+    Case("a device without numbers", lambda p: run(p, device="meta"), ("--device", "meta"), ("device: got meta",)),
+    Case("nothing left to train on", lambda p: run(p, validation_fraction=0.99), ("--validation-fraction", "0.99"),
+         ("validation_fraction: got 0.99", "at least 2 samples")),
+    Case("a ridge too small to divide by", lambda p: run(p, ridge=1e-300), ("--ridge", "1e-300"),
+         ("ridge: got 1e-300", "at least 1e-30")),
     Case("bad seed", lambda p: run(p, seed=-1), ("--seed", "-1"), ("seed: got -1",)),
     Case("unknown data", lambda _: teacher(kind="cnn"), ("--data", "digts"), ("got", "expected")),
 ]  # fmt: skip
@@ -138,7 +143,12 @@ def test_existing_and_unwritable_folders(by_command: bool, tmp_path: Path, capfd
     (existing / "precious.txt").write_text("mine")
     a_file = tmp_path / "file"
     a_file.write_text("mine too")
-    for out, needle in ((existing, "where nothing is yet"), (a_file / "below", "can be written")):
+    places = (
+        (existing, "where nothing is yet"),
+        (a_file / "below", "can be written"),
+        (tmp_path / ("n" * 300), "can be written"),
+    )
+    for out, needle in places:
         if by_command:
             assert main(["train", *QUICK_ARGUMENTS, "--out", str(out)]) == 2
             assert needle in capfd.readouterr().err
@@ -204,7 +214,27 @@ def test_a_failure_on_the_way_is_recorded(tmp_path: Path, monkeypatch: pytest.Mo
     folder = RunFolder.open(tmp_path / "run")
     assert folder.run["status"] == "failed"
     assert folder.run["error"] == "planted"
-    assert [p.name for p in folder] == ["run.json"]
+    assert [p.name for p in folder] == ["checkpoint", "run.json"]  # the trained weights are not lost
+
+
+def test_a_full_disk_while_results_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import polars as pl
+
+    def full(self: pl.DataFrame, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise pl.exceptions.ComputeError("No space left on device")
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    assert main(["train", *QUICK_ARGUMENTS, "--out", str(tmp_path / "run")]) == 1
+    printed = capfd.readouterr().err
+    assert printed.startswith("failed: ")
+    assert "metrics.parquet could not be written (No space left on device)" in printed
+    assert not list((tmp_path / "run").glob(".*.part"))
+    assert (tmp_path / "run" / "checkpoint" / "last.pt").exists()  # the trained weights are not lost
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(tmp_path / "run"), "--quiet"]) == 0
 
 
 def test_models_refuse_wrong_input() -> None:

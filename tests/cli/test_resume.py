@@ -85,7 +85,7 @@ def test_options_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert (configuration["width"], configuration["epochs"]) == (32, 2)
     assert configuration["data"]["n_train"] == 60
     capfd.readouterr()
-    for text, needle in (("ridg = 1", "--ridge"), ("ridge = [", "error: TOML"), ('ridge = "big"', "ridge")):
+    for text, needle in (("ridg = 1", "--ridge"), ("ridge = [", "a TOML file ("), ('ridge = "big"', "ridge")):
         file.write_text(text)
         assert main(["train", f"--config={file}", "--out", str(tmp_path / "bad")]) == 2
         printed = capfd.readouterr().err
@@ -94,6 +94,9 @@ def test_options_from_a_file(tmp_path: Path, capfd: pytest.CaptureFixture[str]) 
     assert main(["train", "--config", str(tmp_path / "nowhere.toml")]) == 2
     assert "an existing TOML file" in capfd.readouterr().err
     assert main(["train", "--config"]) == 2
+    file.write_text("epochs = 2")
+    assert main(["train", "--config", str(file), "--config", str(file)]) == 2
+    assert "one TOML file" in capfd.readouterr().err
     assert not (tmp_path / "bad").exists()
 
 
@@ -105,6 +108,7 @@ def test_dry_run_says_sizes_and_writes_nothing(tmp_path: Path, capfd: pytest.Cap
     for needle in (f"{parameters:,}", "30 → 30", "32 × 8", "600 epochs", "MiB", "nothing was trained"):
         assert needle in printed
     assert not out.exists()
+    assert main(["train", *OPTIONS, "--dry-run", "--gradient-tolerance", "1e9"]) == 0
     assert main(["train", *OPTIONS[:-3], "--seed", "-1", "--dry-run"]) == 2
 
 

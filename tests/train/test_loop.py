@@ -181,6 +181,9 @@ def test_early_stopping_returns_to_the_best_weights(samples: tuple[Tensor, Tenso
     with torch.no_grad():
         final = float((model(x[held]) - noise[held]).square().sum() / 18)
     assert final <= min(logged) + 1e-12
+    assert result.final.epoch == result.best_epoch
+    assert result.final in result.log
+    assert result.final.validation["loss"] == pytest.approx(final, rel=1e-12)
 
 
 def _validation_generator() -> torch.Generator:
@@ -244,3 +247,13 @@ def test_every_metric_of_the_path_is_logged(samples: tuple[Tensor, Tensor]) -> N
     measured = measure_path(model, x, y, loss=lambda o, t: data_term("square", o, t), ridge=1e-3, jacobian_samples=0)
     assert measured.geometry.hamiltonians is not None
     assert result.log[-1].path["step/hamiltonian"] == pytest.approx(measured.geometry.hamiltonians.pair.tolist())
+
+
+def test_recorded_gradient_is_the_whole_objectives(samples: tuple[Tensor, Tensor]) -> None:
+    x, y = samples
+    model = net()
+    result = fit(model, x, y, FitConfig(epochs=7, batch_size=8, learning_rate=1e-2, log_points=2))
+    cost, ridge = objective(model, "square", 1e-3, x, y)
+    gradients = torch.autograd.grad(cost + ridge, list(model.parameters()))
+    norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    assert result.final.train["gradient_norm"] == pytest.approx(norm, rel=1e-12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,13 @@ def _without_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
             if not file.is_file():
                 raise InputError("config", str(file), "an existing TOML file")
             break
+    if any(word == CONFIG or word.startswith(CONFIG + "=") for word in rest):
+        raise InputError("config", "more than one file", "one TOML file")
+    if file is not None:
+        try:
+            tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError("config", str(file), f"a TOML file ({error})") from None
     return rest, file
 
 

@@ -54,7 +54,8 @@ def training_progress(quiet: bool) -> Generator[Callable[[int, int, Any], None] 
     try:
         yield update
     finally:
-        bar.stop()
+        if bar.live.is_started:
+            bar.stop()
 
 
 def print_run(run: RunFolder) -> None:

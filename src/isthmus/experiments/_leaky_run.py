@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import math
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from isthmus._errors import DataWarning, InputError, RunFolderError
+from isthmus._errors import DataWarning, DivergedError, InputError, RunFolderError
 from isthmus._random import check_seed
 from isthmus._records import Claim, MetricTable, RunFolder, check_new_folder, write_whole
 from isthmus.data import Task
@@ -102,8 +103,8 @@ def _device(name: str) -> torch.device:
     """A device that is there, or `InputError`."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError):
+        torch.zeros(1, device=device).item()  # not on `meta`, which holds no numbers
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError):
         known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
         raise InputError("device", name, f"a device of this machine ({', '.join(known)})") from None
     return device
@@ -147,8 +148,14 @@ def _record_training(
     for entry in result.log:
         for split, values in (("train", entry.train), ("validation", entry.validation), ("test", entry.test)):
             for metric, value in values.items():
-                row = table.add(metric, value, step=entry.epoch, split=split, layer="model", seed=seed)
-                rows.setdefault(f"{metric}/{split}", []).append(row)
+                if wanted is not None and metric not in wanted:
+                    continue
+                where: dict[str, Any] = {"step": entry.epoch, "split": split, "layer": "model", "seed": seed}
+                if math.isfinite(value):
+                    row = table.add(metric, value, **where)
+                else:
+                    row = table.skip(metric, "not defined for one sample or constant targets", **where)
+                rows.setdefault(f"{metric}/{split}/{entry.epoch}", []).append(row)
         positions = [0.0, *itertools.accumulate(entry.layer_steps)]
         for name, values in entry.path.items():
             layer, metric = name.split("/")
@@ -159,16 +166,18 @@ def _record_training(
 
 
 def _performance(result: FitResult, rows: Mapping[str, list[int]]) -> list[Claim]:
-    last = result.log[-1]
+    last = result.final
     name = "accuracy" if "accuracy" in last.train else "r_squared"
     label = "accuracy" if name == "accuracy" else "R²"
     train, test = last.train[name], last.test.get(name)
-    text = f"Train {label} {train:.3g}" + (f", test {label} {test:.3g}" if test is not None else "")
+    text = f"Train {label} {train:.3g}" + (
+        f", test {label} {test:.3g}" if test is not None and math.isfinite(test) else ""
+    )
     text += f" after {last.epoch} epochs"
     reasons = {"validation": "the validation loss no longer fell", "gradient": "the gradient was small enough",
                "stationarity": "the weights were close enough to a critical point"}  # fmt: skip
     text += f"; stopped because {reasons[result.stopped]}." if result.stopped in reasons else "."
-    behind = (*rows.get(f"{name}/train", ())[-1:], *rows.get(f"{name}/test", ())[-1:])
+    behind = tuple(row for split in ("train", "test") for row in rows.get(f"{name}/{split}/{last.epoch}", ()))
     return [Claim("performance", text, "finding", behind, {"train": train, "test": test})]
 
 
@@ -250,6 +259,10 @@ def resume_leaky(folder: str | Path, *, progress: Callable[[int, int, Any], None
         InputError: its checkpoint is corrupt or foreign, or its data are not the same any more.
     """
     run = RunFolder.open(folder)
+    if run.run.get("status") == "complete" and not (run.path / "report.html").exists():
+        write_page(run.path)  # killed between its last record and its page
+        shutil.rmtree(run.path / "checkpoint", ignore_errors=True)
+        return run
     if run.run.get("status") == "complete":
         raise RunFolderError("resume", str(folder), "a run that did not complete", "this one did; see its report.html")
     try:
@@ -283,8 +296,10 @@ def prepare_leaky(task: Task, config: LeakyConfig) -> LeakyJob:
     check_seed(config.seed)
     if config.dtype not in _DTYPES:
         raise InputError("dtype", config.dtype, "'float32' or 'float64'")
+    fit_config = _fit_config(config, task.kind)
+    training_rows(len(task.x_train), fit_config)  # refuses a validation split that leaves too little
     return LeakyJob(
-        fit=_fit_config(config, task.kind),
+        fit=fit_config,
         gamma0s=(check_gamma0(config.gamma0), *(g for g in GAMMA0S if g != config.gamma0)),
         metrics=check_metrics(config.metrics or None, ridge=config.ridge, effective_depth=config.effective_depth),
         model=_model(config, task),
@@ -317,6 +332,10 @@ def _work(
     except BaseException as error:
         with contextlib.suppress(OSError):  # on a full disk the error itself is what must be seen
             run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=f"{error}")
+        if isinstance(error, InputError) and error.argument in ("path", "momenta"):  # settings were checked before
+            raise DivergedError(
+                f"the network has left the finite numbers ({error}); try a smaller learning_rate"
+            ) from None
         raise
     shutil.rmtree(checkpoint.parent, ignore_errors=True)  # a complete run needs none
 

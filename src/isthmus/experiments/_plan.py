@@ -60,7 +60,8 @@ def plan_leaky(task: Task, config: LeakyConfig) -> Plan:
     batch = min(config.batch_size or n, n)
     kept = 3 * (model.depth + 1) * batch * model.width * size
     measured = 8 * (model.depth + 1) * (3 * min(n, 2048) * (model.width + 1) + 6 * (model.width + 1) ** 2)
-    trial = dataclasses.replace(job.fit, epochs=3, sgd_epochs=0, log_points=2, patience=0)
+    trial = dataclasses.replace(job.fit, epochs=3, sgd_epochs=0, log_points=2, patience=0, gradient_tolerance=0.0,
+                                stationarity_tolerance=0.0)  # fmt: skip
     fit(copy.deepcopy(model), task.x_train, task.y_train, dataclasses.replace(trial, epochs=1))  # warm up
     times: list[float] = []
 

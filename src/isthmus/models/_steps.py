@@ -124,7 +124,7 @@ class Adaptive(LayerSteps):
     Needs `cap · L > L̃`: otherwise no steps below the cap sum to 1.
 
     Args:
-        interval: training steps between two updates. The paper updates "every step or every few steps".
+        interval: epochs between two updates. The paper updates "every step or every few steps".
         damping: `β` in (0, 1]; 1 is the paper's undamped update.
         floor: speeds below `floor` times the mean speed count as that (idle layers have `c = 0`), in (0, 1].
             Chosen, not tuned: far below the spread of speeds in a trained path, so that only idle layers meet it.

@@ -27,7 +27,8 @@ class FitConfig:
         validation_fraction: share of the training set held out to watch; 0 holds out nothing.
         patience: stop when the validation loss has not improved for so many epochs, and return to the best weights;
             0 never stops early.
-        gradient_tolerance: stop when the objective's gradient norm falls below; 0 never does.
+        gradient_tolerance: stop when the objective's gradient norm over all training samples falls below (one more pass
+            per epoch); 0 never does.
         stationarity_tolerance: stop when the median residual `‖W − μBSᵀ‖/‖W‖` falls below, looked at on recorded
             epochs; 0 never does.
         precision: `true` computes in the model's dtype, `bf16-mixed` and `16-mixed` under autocast.
@@ -59,6 +60,8 @@ class FitConfig:
                 raise InputError(name, value, expected, hint)
 
         number("ridge", "a finite number ≥ 0", "the paper uses 1e-3")
+        if 0 < self.ridge < 1e-30:
+            raise InputError("ridge", self.ridge, "0, or at least 1e-30", "momenta carry 1/λ and would overflow")
         if self.loss not in ("square", "cross_entropy"):
             raise InputError("loss", self.loss, "'square' or 'cross_entropy'")
         number("epochs", "an integer ≥ 1", low=1)

@@ -46,13 +46,16 @@ class FitResult:
 
     Attributes:
         log: recorded epochs, in order.
+        final: metrics of the weights that were kept; also in `log`.
         objective: `C` plus the ridge term over the samples trained on, at the end.
         epochs: epochs that were run.
         stopped: why training ended: `epochs`, `validation`, `gradient` or `stationarity`.
-        best_epoch: epoch whose weights were kept, where a validation set chose them.
+        best_epoch: epoch whose weights were kept, where the validation set chose them; None where training ended at a
+            critical point, whose weights are kept as they are.
     """
 
     log: tuple[EpochLog, ...]
+    final: EpochLog
     objective: float
     epochs: int
     stopped: str
@@ -93,6 +96,15 @@ def _at_positions(values: Tensor, old: Tensor, new: Tensor) -> Tensor:
     share = ((new - old[right - 1]) / (old[right] - old[right - 1])).clamp(0, 1).to(values.dtype)
     share = share.view(-1, *(1,) * (values.ndim - 1))
     return torch.lerp(values[right - 1], values[right], share)
+
+
+def _gradient_norm(model: LeakyResNet, config: FitConfig, x: Tensor, y: Tensor) -> float:
+    """Norm of the objective's gradient over the trained parameters, on all of `x`."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        cost, ridge = objective(model, config.loss, config.ridge, x, y)
+        gradients = torch.autograd.grad(cost + ridge, parameters)
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
 
 
 def _update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
@@ -228,6 +240,23 @@ def fit(
     written = time.monotonic()
     epoch = start
 
+    def snapshot(epoch: int) -> EpochLog:
+        """Every metric of the weights as they are."""
+        watched, path = _watch_path(model, config, x, y)
+        with torch.no_grad():
+            ridge_term = config.ridge * float(model.weight_cost())
+        return EpochLog(
+            epoch=epoch,
+            train=_evaluate(model, config, x, y)
+            | {"ridge_term": ridge_term, "learning_rate": config.rate((epoch - 1) * per_epoch, per_epoch)}
+            | {"gradient_norm": _gradient_norm(model, config, x, y)}
+            | watched,
+            validation=_evaluate(model, config, *validated) if validated else {},
+            test=_evaluate(model, config, *tested) if tested else {},
+            layer_steps=tuple(model.layer_steps.tolist()),
+            path=path,
+        )
+
     # ── epochs ───────────────────────────────────────────────────────────────────────────────────────────────
     for epoch in range(start + 1, config.total_epochs + 1) if stopped == "epochs" else ():
         optimiser = adam if epoch <= config.epochs else sgd
@@ -262,31 +291,18 @@ def fit(
                 best = (loss, epoch, {k: v.detach().clone() for k, v in model.state_dict().items()})
             elif config.patience and epoch - best[1] >= config.patience:
                 stopped = "validation"
-        squares = sum(p.grad.double().square().sum() for p in parameters if p.grad is not None)
-        gradient = math.sqrt(float(squares))
-        if gradient < config.gradient_tolerance:
+        if config.gradient_tolerance and _gradient_norm(model, config, x, y) < config.gradient_tolerance:
             stopped = "gradient"
 
         # ── record ───────────────────────────────────────────────────────────────────────────────────────────
         recorded = None
         if epoch in log_at or stopped != "epochs":
-            with torch.no_grad():
-                ridge_term = config.ridge * float(model.weight_cost())
-            watched, path = _watch_path(model, config, x, y)
-            if watched.get("stationarity", math.inf) < config.stationarity_tolerance:
-                stopped = "stationarity"
-            recorded = EpochLog(
-                epoch=epoch,
-                train=_evaluate(model, config, x, y)
-                | {"ridge_term": ridge_term, "learning_rate": rate, "gradient_norm": gradient}
-                | watched,
-                validation=_evaluate(model, config, *validated) if validated else {},
-                test=_evaluate(model, config, *tested) if tested else {},
-                layer_steps=tuple(model.layer_steps.tolist()),
-                path=path,
-            )
+            recorded = snapshot(epoch)
             log.append(recorded)
-        if checkpoint is not None and (stopped != "epochs" or time.monotonic() - written >= checkpoint_seconds):
+            if recorded.train.get("stationarity", math.inf) < config.stationarity_tolerance:
+                stopped = "stationarity"
+        last = stopped != "epochs" or epoch == config.total_epochs
+        if checkpoint is not None and (last or time.monotonic() - written >= checkpoint_seconds):
             state: dict[str, Any] = {
                 "model": model.state_dict(), "adam": adam.state_dict(), "scaler": scaler.state_dict(),
                 "shuffle": shuffle.get_state(), "log": [_stored(entry) for entry in log],
@@ -299,14 +315,23 @@ def fit(
         if stopped != "epochs":
             break
 
-    if best is not None and config.patience:
+    # ── end: the weights that are kept, and their metrics ────────────────────────────────────────────────────
+    best_epoch = None
+    if best is not None and config.patience and stopped in ("epochs", "validation"):
         model.load_state_dict(copy.deepcopy(best[2]))
+        best_epoch = best[1]
+    kept_epoch = epoch if best_epoch is None else best_epoch
+    final = next((entry for entry in log if entry.epoch == kept_epoch), None)
+    if final is None:
+        final = snapshot(kept_epoch)
+        log = sorted([*log, final], key=lambda entry: entry.epoch)
     with torch.no_grad():
         cost, ridge = objective(model, config.loss, config.ridge, x, y)
     return FitResult(
         log=tuple(log),
+        final=final,
         objective=float(cost + ridge),
         epochs=epoch,
         stopped=stopped,
-        best_epoch=best[1] if best is not None and config.patience else None,
+        best_epoch=best_epoch,
     )

@@ -50,8 +50,12 @@ def objective(
 
 
 def score(loss: str, outputs: Float[Tensor, "n outputs"], targets: Shaped[Tensor, "n ..."]) -> tuple[str, float]:
-    """Name and value of the score people read: `accuracy`, or `r_squared` against the mean of these targets."""
+    """Name and value of the score people read: `accuracy`, or `r_squared` against the mean of these targets.
+
+    `r_squared` of one sample, or of constant targets, is not defined: NaN.
+    """
     if loss == "cross_entropy":
         return "accuracy", float((outputs.argmax(-1) == targets).double().mean())
     spread = (targets - targets.mean(0)).double().square().sum()
-    return "r_squared", float(1 - (targets - outputs).double().square().sum() / spread)
+    missed = (targets - outputs).double().square().sum()
+    return "r_squared", float(1 - missed / spread) if float(spread) > 0 else float("nan")
