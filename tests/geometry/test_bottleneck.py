@@ -9,7 +9,9 @@ from tests_support import moments_of, relu_features
 LT = 6.0
 
 
-def built_path(rank: int, *, width: int = 12, depth: int = 10, n: int = 300, ends: int = 3) -> PathGeometry:
+def built_path(
+    rank: int, *, width: int = 12, depth: int = 10, n: int = 300, ends: int = 3, spare: int = 0
+) -> PathGeometry:
     """A hand-made path: full-dimensional for `ends` nodes on both sides, `rank` non-negative dimensions between."""
     g = torch.Generator().manual_seed(rank)
     weight = torch.zeros(depth, width, width + 1)
@@ -22,7 +24,7 @@ def built_path(rank: int, *, width: int = 12, depth: int = 10, n: int = 300, end
         else:
             nodes.append(torch.randn(width, n, generator=g))
     for step in range(depth):
-        k = rank if ends <= step < depth - ends else width
+        k = rank + spare if ends <= step < depth - ends else width
         weight[step, :k, :k] = LT * torch.eye(k)
     path = torch.stack(nodes)
     moments = moments_of(path, relu_features(path))
@@ -42,6 +44,15 @@ def test_finds_a_known_bottleneck(rank: int) -> None:
     assert set(found.fast) == {1, 2, 3, 8, 9, 10}
     assert found.slowdown is not None
     assert found.slowdown > 10
+
+
+def test_the_rank_is_the_median_of_what_the_estimates_say() -> None:
+    found = find_bottleneck(built_path(3, spare=4))  # weights that keep 7 directions, of which 3 are used
+    assert {e.metric: round(e.value) for e in found.evidence} == {
+        "cost_of_identity": 3, "spectrum": 3, "weight_spectrum": 7,
+    }  # fmt: skip
+    assert found.rank == 3
+    assert found.agreement == pytest.approx(2 / 3)
 
 
 def test_says_when_there_is_none() -> None:
