@@ -40,10 +40,6 @@ class DivergedError(IsthmusError):
     """Training stopped because the loss or the weights are no longer finite numbers."""
 
 
-class MetricsSkippedWarning(UserWarning):
-    """A metric was asked for that has no value here; the reason is in the message and in the table."""
-
-
 class DataWarning(UserWarning):
     """The data can be used, but something about them should be known (a constant column, say)."""
 

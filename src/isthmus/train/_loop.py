@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 import time
@@ -124,9 +123,10 @@ def _update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
         speed = path_speed(moved, path.square().sum((-2, -1)), model.layer_steps)
         old = middles()
         model.set_layer_steps(steps.update(model.layer_steps.double(), speed, model.effective_depth))
+        new = middles()
         if model.depth > 1:
             for values in (model.weight, *([] if model.bias is None else [model.bias])):
-                values.copy_(_at_positions(values, old, middles()))
+                values.copy_(_at_positions(values, old, new))
 
 
 def _stored(entry: EpochLog) -> dict[str, Any]:
@@ -285,11 +285,11 @@ def fit(
             _update_steps(model, adaptive, x)
 
         # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────
-        if validated is not None:
+        if validated is not None and config.patience:
             loss = _evaluate(model, config, *validated)["loss"]
             if best is None or loss < best[0]:
                 best = (loss, epoch, {k: v.detach().clone() for k, v in model.state_dict().items()})
-            elif config.patience and epoch - best[1] >= config.patience:
+            elif epoch - best[1] >= config.patience:
                 stopped = "validation"
         if config.gradient_tolerance and _gradient_norm(model, config, x, y) < config.gradient_tolerance:
             stopped = "gradient"
@@ -317,8 +317,8 @@ def fit(
 
     # ── end: the weights that are kept, and their metrics ────────────────────────────────────────────────────
     best_epoch = None
-    if best is not None and config.patience and stopped in ("epochs", "validation"):
-        model.load_state_dict(copy.deepcopy(best[2]))
+    if best is not None and stopped in ("epochs", "validation"):
+        model.load_state_dict(best[2])
         best_epoch = best[1]
     kept_epoch = epoch if best_epoch is None else best_epoch
     final = next((entry for entry in log if entry.epoch == kept_epoch), None)
