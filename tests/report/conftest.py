@@ -216,6 +216,152 @@ def huge_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run
 
 
+GAMMAS = (1e-3, 1e-2, 1e-4)
+RANKS = ("numerical_rank", "stable_rank", "nuclear_rank", "participation_ratio", "effective_rank")
+
+
+def _measure_sites(table: MetricTable, sites: list[dict[str, Any]], baseline: str) -> np.ndarray:
+    """Rows of the representations, and their spectra: a dip in the middle, and none in the baseline."""
+    dip = np.array([1 - (0.0 if baseline else 0.85) * np.exp(-((4 * s["position"] - 2.2) ** 2)) for s in sites])
+    for site, d in zip(sites, dip.tolist(), strict=True):
+        where = {"layer": site["name"], "index": site["index"], "position": site["position"], "baseline": baseline}
+        for metric, scale in zip(RANKS, (400, 6, 80, 20, 90), strict=True):
+            table.add(metric, 1 + scale * d, note="tol=1e-05", **where)
+        table.add("participation_ratio_centred", 1 + 30 * d, **where)
+        for gamma in GAMMAS:
+            table.add("cost_of_identity", d * 20 / gamma**0.25, note=f"gamma0={gamma:g}; 1000 samples", **where)
+        table.skip("cost_of_identity_exact", "identity_residual is not 0", **where)
+        table.add("identity_residual", 0.1 * d, **where)
+        table.add("negative_fraction", 0.5 - 0.1 * d, **where)
+        if site["index"]:
+            table.add("relative_move", 0.04 + 0.6 * (1.01 - d), **where)
+        else:
+            table.skip("relative_move", "the first representation has none before it", **where)
+        if not baseline:
+            table.add("backward_norm", 1e-3 * 10 ** (3 * site["position"]), **where)
+            table.add("backward_participation_ratio", 9 - 4 * site["position"], **where)
+            table.add("observations", 1000 * (1 + site["index"] % 2), **where)
+    count = 96
+    spectra = np.exp(-np.arange(count) / (1 + 30 * dip[:, None])) * (3 + dip[:, None])
+    for row, site in enumerate(sites):
+        spectra[row, site["width"] :] = np.nan
+    return spectra
+
+
+def _measure_weights(table: MetricTable, weights: list[dict[str, Any]], baseline: str) -> np.ndarray:
+    for k, weight in enumerate(weights):
+        where = {"layer": weight["name"], "index": k, "position": weight["position"], "baseline": baseline}
+        for metric, scale in zip(RANKS, (760, 40, 600, 400, 700), strict=True):
+            table.add(metric, scale * (1 - (0.0 if baseline else 0.03 * (k % 7))), **where)
+        table.add("weight_norm_sq", 60.0 + k, **where)
+        table.add("bias_norm_sq", 0.5, **where)
+    return np.linspace(3, 0.2, 120) ** (2 if not baseline else 1) * np.ones((len(weights), 1))
+
+
+def _places(names: list[str], typed: str, **entry: Any) -> list[dict[str, Any]]:
+    last = max(len(names) - 1, 1)
+    return [{"name": n, "type": typed, "index": i, "position": i / last, **entry} for i, n in enumerate(names)]
+
+
+def measured(
+    path: Path,
+    sites: list[str],
+    weights: list[str],
+    *,
+    title: str = "GPT-2 on 1000 lines",
+    kind: str = "GPT2Block",
+    baseline: str = "init",
+    skipped: list[dict[str, str]] | None = None,
+) -> RunFolder:
+    """A run folder as `measure` writes it."""
+    skipped = [] if skipped is None else skipped
+    rows = _places(sites, kind, kind="block", width=768)
+    matrices = _places(weights, "Linear", shape=[2304, 768])
+    run = RunFolder.create(
+        path, command="measure", configuration={"model": "gpt2", "layers": "blocks"}, seed=0, device="cpu",
+        dtype="float32", extra={"title": title, "warnings": [], "measured": {
+            "model": "GPT2Model", "parameters": 124439808, "samples": 1000, "layers": "blocks",
+            "loss": "cross_entropy" if sites else None, "baseline": baseline, "sites": rows, "weights": matrices,
+            "skipped": skipped,
+        }},
+    )  # fmt: skip
+    table, arrays = MetricTable(), {}
+    for name in ["", baseline] if baseline else [""]:
+        prefix = "baseline/" if name else ""
+        if sites:
+            found = _measure_sites(table, rows, name)
+            arrays[f"{prefix}spectra/representation"] = np.concatenate([8 * found[:, :1], found[:, :-1]], axis=1)
+            arrays[f"{prefix}spectra/representation_centred"] = found
+        if weights:
+            arrays[f"{prefix}spectra/weight"] = _measure_weights(table, matrices, name)
+        if sites:
+            for i in range(20):
+                table.add("jacobian_log_singular_value", 1.5 - (0.1 if name else 0.3) * i, layer="model", index=i + 1,
+                          stderr=0.05, n=16, baseline=name)  # fmt: skip
+    for entry in skipped:
+        table.skip("observations", entry["reason"], layer=entry["name"])
+    if sites:
+        table.add("loss", 3.21, layer="model")
+        table.add("jacobian_rank", 14.0, layer="model", note="tol=1e-05")
+        table.add("jacobian_log_pseudodet", -12.5, layer="model")
+    else:
+        for metric in ("numerical_rank", "cost_of_identity", "relative_move", "backward_norm", "loss"):
+            table.skip(metric, "no layer was selected", layer="model")
+    run.write_metrics(table)
+    run.write_verdict(
+        [Claim("bottleneck", "The data take up 5 dimensions in h.6 and 30 at both ends.", "finding", (0, 1), {"k": 5})]
+        if sites
+        else [Claim("bottleneck", "Nothing was measured.", "none")]
+    )
+    run.write_arrays(arrays or {"nothing": np.zeros(0)})
+    run.finish()
+    return run
+
+
+@pytest.fixture(scope="session")
+def make_measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., RunFolder]:
+    """Makes a measured run with 13 blocks and 52 weight matrices, or with the layers given."""
+
+    def make(sites: list[str] | None = None, weights: list[str] | None = None, **how: Any) -> RunFolder:
+        blocks = ["wte", *(f"h.{i}" for i in range(12))] if sites is None else sites
+        parts = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+        matrices = [f"h.{i}.{p}.weight" for i in range(12) for p in parts] if weights is None else weights
+        skipped = [{"name": f"h.{i}.drop", "type": "Dropout", "reason": "not selected by layers='blocks'"}
+                   for i in range(12)]  # fmt: skip
+        skipped.append({"name": "ln_f", "type": "LayerNorm", "reason": "its output is a tuple"})
+        return measured(tmp_path_factory.mktemp("measured") / "run", blocks, matrices, **({"skipped": skipped} | how))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def measured_run(make_measured: Callable[..., RunFolder]) -> RunFolder:
+    return make_measured()
+
+
+@pytest.fixture(scope="session")
+def deep_run(make_measured: Callable[..., RunFolder]) -> RunFolder:
+    """200 layers whose names are long, alike in their first half, and hostile."""
+    hostile = [*PAYLOADS, "<script>alert(1)</script>", "datum.n + signal('width')", '{"signal": "width"}']
+    names = [f"transformer.encoder.very_long_module_name.layers.{i}.attention.output.dense"
+             + (f".{hostile[i // 10 % len(hostile)]}" if i % 10 == 5 else "") for i in range(200)]  # fmt: skip
+    skipped = [{"name": text, "type": text, "reason": text} for text in hostile]
+    return make_measured(names, [f"{n}.weight" for n in names], kind="<img src=x onerror=alert(1)>", skipped=skipped,
+                         title="Two hundred layers")  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def unmeasured_run(make_measured: Callable[..., RunFolder]) -> RunFolder:
+    """A run in which every layer was skipped."""
+    return make_measured([], [], baseline="", title="Nothing selected")
+
+
+@pytest.fixture(scope="session")
+def single_run(make_measured: Callable[..., RunFolder]) -> RunFolder:
+    """A run with one representation and no weights."""
+    return make_measured(["only"], [], baseline="", title="One site")
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """A Chromium: the one named by ISTHMUS_CHROMIUM, else the system's, else playwright's own."""

@@ -11,7 +11,7 @@ import pytest
 from isthmus._errors import InputError
 from isthmus._records import MetricTable, RunFolder
 from isthmus.report import save_charts
-from isthmus.report._charts import ScaleKind, _axis_y, scale_kind
+from isthmus.report._charts import ScaleKind, axis_y, scale_kind
 from isthmus.report._read import Curve, RunView, evenly, number
 from isthmus.report._themes import SERIES, THEMES
 
@@ -97,7 +97,7 @@ def test_scale_shows_small_values_beside_large_ones() -> None:
 @pytest.mark.parametrize("kind", ["log", "symlog"])
 def test_logarithmic_axes_have_a_few_round_ticks_inside_their_span(kind: ScaleKind) -> None:
     span = {"log": (2.2, 4150.0), "symlog": (-1390.0, 1380.0)}[kind]
-    axis = _axis_y("energy", span, kind, False, unit=10.0).to_dict()
+    axis = axis_y("energy", span, kind, False, unit=10.0).to_dict()
     ticks = axis["axis"]["values"]
     assert ticks == {"log": [10, 100, 1000], "symlog": [-1000, -100, 0, 100, 1000]}[kind]
     assert axis["scale"]["domain"] == list(span)

@@ -21,14 +21,15 @@ FILE_WIDTH = 620
 _HEIGHT = 270
 _POINTS_UP_TO = 80
 _TICKS_UP_TO = 120
-Along = Literal["depth", "epoch", "number"]
+Along = Literal["depth", "position", "epoch", "number"]
 """What the x axis of a chart of curves is."""
 
-SYMBOLS: dict[Along, str] = {"depth": "p", "epoch": "epoch", "number": "no."}
+SYMBOLS: dict[Along, str] = {"depth": "p", "position": "p", "epoch": "epoch", "number": "no."}
 """Short name of x in tables and tooltips."""
 
 _X_TITLES: dict[Along, str] = {
     "depth": "depth p  (0 = input, 1 = output)",
+    "position": "position p in order of execution  (0 = first, 1 = last)",
     "epoch": "epoch",
     "number": "singular value no.",
 }
@@ -37,26 +38,31 @@ ScaleKind = Literal["linear", "log", "symlog"]
 """Scale of the y axis; `symlog` is logarithmic in both directions and linear around 0."""
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
+    """The five significant digits that a chart carries."""
     return float(f"{value:.5g}")
 
 
 def _layer_marks(positions: np.ndarray) -> tuple[alt.Chart, Rows] | None:
     if not 0 < len(positions) <= _TICKS_UP_TO:
         return None
-    rows = [{"x": _short(p)} for p in positions]
+    rows = [{"x": short(p)} for p in positions]
     chart = alt.Chart(alt.NamedData(name="layers")).mark_rule(style="layer-mark", tooltip=None).encode(x="x:Q")
     return chart, rows
 
 
-def _legend(names: Sequence[str], title: str | None) -> alt.Legend:
+def legend_of(names: Sequence[str], title: str | None) -> alt.Legend:
+    """A legend in as many columns as the chart has room for."""
     widest = 6.9 * max(min(len(n), 44) for n in names) + 48
     return alt.Legend(orient="top", direction="horizontal", title=title, symbolType="stroke",
                       columns=alt.ExprRef(expr=f"max(1, floor((room - 60) / {widest:.0f}))"))  # fmt: skip
 
 
-def _axis_x(along: Along) -> alt.X:
-    scale = alt.Scale(domain=[0, 1], nice=False) if along == "depth" else alt.Scale(zero=False, nice=False)
+def axis_x(along: Along) -> alt.X:
+    """The x axis of a chart of curves."""
+    scale = (
+        alt.Scale(domain=[0, 1], nice=False) if along in ("depth", "position") else alt.Scale(zero=False, nice=False)
+    )
     axis = alt.Axis(tickCount=5, labelFlush=False, labelOverlap=True, labelSeparation=10, format="~r")
     return alt.X("x:Q", scale=scale, title=_X_TITLES[along], axis=axis)
 
@@ -72,11 +78,11 @@ def scale_kind(values: np.ndarray) -> ScaleKind:
 def _decades(low: float, high: float, steps: Sequence[int]) -> list[float]:
     """The numbers `steps` · 10ⁿ between two positive ones."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    found = [_short(step * 10.0**power) for power in powers for step in steps]
+    found = [short(step * 10.0**power) for power in powers for step in steps]
     return [value for value in found if low * 0.999 <= value <= high * 1.001]
 
 
-def _axis_y(title: str, span: tuple[float, float], kind: ScaleKind, zero: bool, unit: float = 1.0) -> alt.Y:
+def axis_y(title: str, span: tuple[float, float], kind: ScaleKind, zero: bool, unit: float = 1.0) -> alt.Y:
     """The y axis. `unit` is the size around 0 within which a symmetric logarithmic scale is linear."""
     low, high = span
     if kind == "log":
@@ -98,7 +104,7 @@ def _axis_y(title: str, span: tuple[float, float], kind: ScaleKind, zero: bool, 
     return alt.Y("y:Q", scale=scale, title=title, axis=alt.Axis(tickCount=5))
 
 
-def _finish(layers: list[alt.Chart], data: dict[str, Rows], description: str) -> dict[str, Any]:
+def finish(layers: list[alt.Chart], data: dict[str, Rows], description: str) -> dict[str, Any]:
     chart = alt.layer(*layers).properties(
         width=FILE_WIDTH, height=_HEIGHT, description=description,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
@@ -130,15 +136,15 @@ def lines(
     middle = float(np.median(np.abs(np.concatenate([c.y for c in curves]))))
     unit = 10.0 ** math.floor(math.log10(middle)) if middle > 0 else 1.0
     rows = [
-        {"x": _short(x), "y": _short(y), "s": c.name, "w": f"{c.kind} {i}", **({} if np.isnan(e) else {"e": _short(e)})}
+        {"x": short(x), "y": short(y), "s": c.name, "w": c.place(k), **({} if np.isnan(e) else {"e": short(e)})}
         for c in curves
-        for i, x, y, e in zip(c.index.tolist(), c.x.tolist(), c.y.tolist(), c.stderr.tolist(), strict=True)
+        for k, (x, y, e) in enumerate(zip(c.x.tolist(), c.y.tolist(), c.stderr.tolist(), strict=True))
     ]
-    legend = _legend(names, None) if len(names) > 1 else None
+    legend = legend_of(names, None) if len(names) > 1 else None
     domain = alt.Scale(domain=names)
     base = alt.Chart(alt.NamedData(name="rows")).encode(
-        x=_axis_x(along),
-        y=_axis_y(y_title, span, scale, zero, unit),
+        x=axis_x(along),
+        y=axis_y(y_title, span, scale, zero, unit),
         color=alt.Color("s:N", scale=domain, legend=legend),
         tooltip=[
             alt.Tooltip("s:N", title="what"), alt.Tooltip("w:N", title="where"),
@@ -148,13 +154,14 @@ def lines(
     dashes = alt.Scale(domain=names, range=[DASHES[i % len(DASHES)] for i in range(len(names))])
     marks = [base.mark_line().encode(strokeDash=alt.StrokeDash("s:N", scale=dashes, legend=legend))]
     if any("e" in row for row in rows):
-        marks.append(_error_bars(base))
+        marks.append(error_bars(base))
     if max(len(c) for c in curves) <= _POINTS_UP_TO:
         marks.append(base.mark_point(filled=True, size=26, opacity=1))
-    return _with_guides(marks, {"rows": rows}, layers, rules, description)
+    return with_guides(marks, {"rows": rows}, layers, rules, description)
 
 
-def _error_bars(base: alt.Chart) -> alt.Chart:
+def error_bars(base: alt.Chart) -> alt.Chart:
+    """One standard error up and down, where there is one."""
     return (
         base.transform_filter("isValid(datum.e)")
         .transform_calculate(low="datum.y - datum.e", high="datum.y + datum.e")
@@ -163,27 +170,28 @@ def _error_bars(base: alt.Chart) -> alt.Chart:
     )
 
 
-def _with_guides(
+def with_guides(
     marks: list[alt.Chart],
     data: dict[str, Rows],
     layers: np.ndarray | None,
     rules: Sequence[tuple[float, str]],
     description: str,
 ) -> dict[str, Any]:
+    """The specification of a chart: hairlines of layers and reference lines behind its marks."""
     behind: list[alt.Chart] = []
     ticks = _layer_marks(layers) if layers is not None else None
     if ticks is not None:
         behind.append(ticks[0])
         data["layers"] = ticks[1]
     if rules:
-        data["rules"] = [{"y": _short(y), "t": text} for y, text in rules]
+        data["rules"] = [{"y": short(y), "t": text} for y, text in rules]
         rule = alt.Chart(alt.NamedData(name="rules")).encode(y="y:Q")
         behind.append(rule.mark_rule(style="reference", tooltip=None))
         marks.append(
             rule.mark_text(style="reference-label", align="left", baseline="middle", dx=6, tooltip=None)
             .encode(x=alt.value("width"), text="t:N")
         )  # fmt: skip
-    return _finish([*behind, *marks], data, description)
+    return finish([*behind, *marks], data, description)
 
 
 def spectra(
@@ -207,15 +215,15 @@ def spectra(
     groups = [f"first {kept} (the bottleneck rank)", "the others shown"] if kept and kept < count else ["all shown"]
     floor = top * 1e-4
     rows = [
-        {"x": _short(p), "y": _short(max(s, floor) if log else s), "i": j + 1, "w": f"{kind} {number}",
+        {"x": short(p), "y": short(max(s, floor) if log else s), "i": j + 1, "w": f"{kind} {number}",
          "s": groups[0] if len(groups) == 1 or j < (kept or 0) else groups[1]}
         for number, p, spectrum in zip(index.tolist(), positions.tolist(), values.tolist(), strict=True)
         for j, s in enumerate(spectrum)
     ]  # fmt: skip
-    legend = _legend(groups, "singular values") if len(groups) > 1 else None
+    legend = legend_of(groups, "singular values") if len(groups) > 1 else None
     base = alt.Chart(alt.NamedData(name="rows")).encode(
-        x=_axis_x("depth"),
-        y=_axis_y(y_title, (floor if log else 0.0, top), "log" if log else "linear", True),
+        x=axis_x("depth"),
+        y=axis_y(y_title, (floor if log else 0.0, top), "log" if log else "linear", True),
         detail="i:O",
         color=alt.Color("s:N", scale=alt.Scale(domain=groups, range="ordinal"), legend=legend),
         tooltip=[
@@ -227,7 +235,7 @@ def spectra(
     marks = [rest.mark_line(strokeWidth=1.1), front.mark_line()]
     if len(positions) <= _POINTS_UP_TO:
         marks.append(front.mark_point(filled=True, size=22, opacity=1))
-    return _with_guides(marks, {"rows": rows}, layers, (), description)
+    return with_guides(marks, {"rows": rows}, layers, (), description)
 
 
 def path_plane(index: np.ndarray, depths: np.ndarray, points: np.ndarray, *, description: str) -> dict[str, Any]:
@@ -240,11 +248,11 @@ def path_plane(index: np.ndarray, depths: np.ndarray, points: np.ndarray, *, des
         description: text for readers who do not see the chart.
     """
     rows: Rows = [
-        {"x": _short(u), "y": _short(v), "p": _short(p), "w": f"representation {i}", "i": i}
+        {"x": short(u), "y": short(v), "p": short(p), "w": f"representation {i}", "i": i}
         for i, p, (u, v) in zip(index.tolist(), depths.tolist(), points.tolist(), strict=True)
     ]
     centre, half = (points.max(0) + points.min(0)) / 2, 0.58 * max(float(np.ptp(points, axis=0).max()), 1e-12)
-    scales = [alt.Scale(domain=[_short(c - half), _short(c + half)], nice=False, zero=False) for c in centre.tolist()]
+    scales = [alt.Scale(domain=[short(c - half), short(c + half)], nice=False, zero=False) for c in centre.tolist()]
     axis = alt.Axis(tickCount=4, format=".4~g")
     x = alt.X("x:Q", scale=scales[0], title="first principal direction", axis=axis)
     y = alt.Y("y:Q", scale=scales[1], title="second principal direction", axis=axis)
@@ -266,5 +274,5 @@ def path_plane(index: np.ndarray, depths: np.ndarray, points: np.ndarray, *, des
         legend=alt.Legend(orient="bottom", title=None, symbolSize=120),
     )
     layers = [base.mark_line(style="thread").encode(order="i:Q"), dots, mark.encode(x=x, y=y, shape=shape)]
-    spec = _finish(layers, {"rows": rows, "ends": ends}, description)
+    spec = finish(layers, {"rows": rows, "ends": ends}, description)
     return spec | {"width": 360, "height": 360, "autosize": {"type": "pad"}}

@@ -10,7 +10,10 @@ import numpy as np
 
 from isthmus.report import _charts
 from isthmus.report._charts import Along
+from isthmus.report._layertables import LayerTable, SkippedTable
 from isthmus.report._read import Curve, RunView, evenly, number
+
+_TALL, _HIGH = 900, 420
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +30,34 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Data behind a chart, ready to print: the first column heads its row."""
+    """Data behind a chart, ready to print: the first column heads its row; `named` where that is a layer's name."""
 
     caption: str
     columns: tuple[str, ...]
     rows: list[tuple[str, ...]]
+    named: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One chart; `label` names its run where a figure has one panel per run."""
+    """One chart; `label` names its run where a figure has one panel per run.
+
+    Attributes:
+        label: see above.
+        spec: the chart.
+        square: one unit is equally long on both axes.
+        beside: several of these stand beside each other, across the page, where there is room.
+    """
 
     label: str
     spec: dict[str, Any]
     square: bool = False
+    beside: bool = False
+
+    @property
+    def tall(self) -> bool:
+        """Whether the chart is so high that the page shows it in a window of its own that scrolls."""
+        return self.spec["height"] > _TALL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +73,7 @@ class Figure:
         tables: the data behind the charts.
         reasons: what is not shown and why, as (what, reason).
         notes: what was thinned or left out.
+        across: the figure goes across the page.
     """
 
     key: str
@@ -66,6 +84,26 @@ class Figure:
     tables: list[Table]
     reasons: list[tuple[str, str]]
     notes: list[str]
+    across: bool = False
+
+    @property
+    def wide(self) -> bool:
+        """Whether the figure goes across the page: it was asked to, or its charts are many or high."""
+        heights = [panel.spec["height"] for panel in self.panels if panel.beside]
+        return self.across or len(heights) > 1 or any(height > _HIGH for height in heights)
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A heading, what the section is about, remarks to read it with, its figures, and the tables of its layers."""
+
+    key: str
+    title: str
+    intro: str
+    remarks: list[tuple[str, str]]
+    figures: list[Figure]
+    layers: list[LayerTable] = dataclasses.field(default_factory=list["LayerTable"])
+    skipped: list[SkippedTable] = dataclasses.field(default_factory=list["SkippedTable"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +122,8 @@ class Recipe:
         zero: y axis starts at 0.
         rules: horizontal reference lines.
         along: what x is.
+        draw: makes the charts, where it is not done in the usual way.
+        across: see `Figure`.
     """
 
     key: str
@@ -97,6 +137,12 @@ class Recipe:
     zero: bool = False
     rules: Callable[[RunView], list[tuple[float, str]]] = lambda _run: []
     along: Along = "depth"
+    draw: Callable[[Recipe, Sequence[Drawn], bool], list[Panel]] | None = None
+    across: bool = False
+
+
+Drawn = tuple[RunView, list[Curve], str]
+"""A run, its curves as drawn, and what they say."""
 
 
 def unbroken(text: str) -> str:
@@ -104,7 +150,7 @@ def unbroken(text: str) -> str:
     return text.replace(" = ", "\u00a0=\u00a0").replace(" %", "\u00a0%")
 
 
-def _span(curves: Sequence[Curve]) -> tuple[float, float]:
+def span_of(curves: Sequence[Curve]) -> tuple[float, float]:
     values = np.concatenate([c.y for c in curves])
     return float(values.min()), float(values.max())
 
@@ -142,13 +188,15 @@ def curve_table(curves: Sequence[Curve], caption: str, where: str, limit: int) -
         value, error = float(shown[column].y[row]), float(shown[column].stderr[row])
         return number(value) if np.isnan(error) else f"{number(value)} ± {number(error, 2)}"
 
+    named = {place: c.places[k] for c, column in zip(shown, places, strict=True) if c.places
+             for k, place in enumerate(column)}  # fmt: skip
     rows: list[tuple[str, ...]] = []
     for place in (keys[k] for k in evenly(len(keys), limit).tolist()):
         x, kind, i = place
-        head = (number(x),) if kind == "epoch" else (f"{kind} {i}", number(x))
+        head = (number(x),) if kind == "epoch" else (named.get(place, f"{kind} {i}"), number(x))
         rows.append((*head, *(cell(column, place) for column in range(len(shown)))))
     names = ("epoch",) if keys and keys[0][1] == "epoch" else ("place", where)
-    return Table(caption, (*names, *(c.name for c in shown)), rows), notes
+    return Table(caption, (*names, *(c.name for c in shown)), rows, bool(named)), notes
 
 
 def curve_figure(recipe: Recipe, runs: Sequence[RunView], budget: Budget) -> Figure:
@@ -157,7 +205,7 @@ def curve_figure(recipe: Recipe, runs: Sequence[RunView], budget: Budget) -> Fig
     notes: list[str] = []
     reasons: list[tuple[str, str]] = []
     answers: list[tuple[str, str]] = []
-    drawn: list[tuple[RunView, list[Curve], str]] = []
+    drawn: list[Drawn] = []
     several = len(runs) > 1
     for run in runs:
         prefix = f"{run.label}: " if several else ""
@@ -174,20 +222,19 @@ def curve_figure(recipe: Recipe, runs: Sequence[RunView], budget: Budget) -> Fig
         thinned, drawn_notes = _thin(filled, budget.points)
         notes += [prefix + note for note in (*drawn_notes, *table_notes)]
         drawn.append((run, thinned, said))
-    panels = _panels(recipe, drawn, several)
-    return Figure(recipe.key, recipe.title, recipe.reading, answers, panels, tables, _by_reason(reasons), notes)
+    panels = (recipe.draw or _panels)(recipe, drawn, several) if drawn else []
+    return Figure(recipe.key, recipe.title, recipe.reading, answers, panels, tables, _by_reason(reasons), notes,
+                  recipe.across)  # fmt: skip
 
 
-def _panels(recipe: Recipe, drawn: Sequence[tuple[RunView, list[Curve], str]], several: bool) -> list[Panel]:
-    if not drawn:
-        return []
+def _panels(recipe: Recipe, drawn: Sequence[Drawn], several: bool) -> list[Panel]:
     everything = [curve for _, curves, _ in drawn for curve in curves]
-    span = _span(everything)
+    span = span_of(everything)
     scale = _charts.scale_kind(np.concatenate([c.y for c in everything])) if recipe.log else "linear"
     if recipe.overlay and several:
         charts = [(None, "", [curves[0].named(run.label) for run, curves, _ in drawn],
                    " ".join(f"{run.label}: {said}" for run, _, said in drawn))]  # fmt: skip
-        span = _span(charts[0][2])
+        span = span_of(charts[0][2])
     else:
         charts = [(run, run.label if several else "", curves, said) for run, curves, said in drawn]
     panels: list[Panel] = []
@@ -209,6 +256,8 @@ def _spectrum(run: RunView, name: str) -> tuple[np.ndarray, np.ndarray, int] | s
     """Depths, spectra and the first layer's number; or the reason why there are none."""
     found = run.arrays.get(name)
     nodes = run.positions
+    if run.layers is not None:
+        return "the layers of this run have names; its spectra are in the heat maps above"
     if found is None or found.size == 0:
         return f"arrays.safetensors holds no {name}"
     if found.ndim != 2 or not np.isfinite(found).all():

@@ -94,12 +94,13 @@ def _summaries(run: RunView, name: str) -> list[tuple[str, str]]:
     rows = run.frame.filter(pl.col("metric") == name)
     if rows.is_empty():
         return []
-    groups = rows.select("of", "split", "gamma0").unique(maintain_order=True).head(8).rows()
+    groups = rows.select("of", "split", "gamma0", "baseline").unique(maintain_order=True).head(12).rows()
     found: list[tuple[str, str]] = []
-    for of, split, gamma in groups:
+    for of, split, gamma, baseline in groups:
         part = rows.filter(pl.col("of").eq_missing(of) & pl.col("split").eq_missing(split)
-                           & pl.col("gamma0").eq_missing(gamma))  # fmt: skip
-        tags = [t for t in (of, split, f"γ₀ = {number(gamma)}" if gamma is not None else "") if t]
+                           & pl.col("gamma0").eq_missing(gamma) & pl.col("baseline").eq_missing(baseline))  # fmt: skip
+        compared = shorten(baseline or "", 40)
+        tags = [t for t in (of, split, f"γ₀ = {number(gamma)}" if gamma is not None else "", compared) if t]
         found.append((", ".join(tags) if len(groups) > 1 else "", _summary(part)))
     return found
 
@@ -118,7 +119,7 @@ def shown_numbers(runs: Sequence[RunView]) -> tuple[list[ShownNumber], list[str]
             summaries += [
                 (": ".join(t for t in (prefix, tag) if t), text or "no value") for tag, text in _summaries(run, name)
             ]
-            if name.startswith(_WITH_GAMMA):
+            if name.startswith(_WITH_GAMMA) and run.layers is None:
                 beside.append((prefix, run.gamma_text))
         shown.append(ShownNumber(name, metric.of, metric.definition, metric.unit or "none", metric.source,
                                  metric.trust, summaries, beside))  # fmt: skip
@@ -127,6 +128,8 @@ def shown_numbers(runs: Sequence[RunView]) -> tuple[list[ShownNumber], list[str]
 
 def facts(run: RunView) -> list[tuple[str, str]]:
     """What the run is, in a few numbers."""
+    if run.layers is not None:
+        return _measured_facts(run)
     leaky, task = run.part("leaky"), run.part("task")
     found: list[tuple[str, str]] = [
         (name, _value(leaky[key]))
@@ -145,8 +148,41 @@ def facts(run: RunView) -> list[tuple[str, str]]:
     return found
 
 
+def _count(value: object) -> str:
+    """A whole number with its thousands apart."""
+    whole = isinstance(value, (int, float)) and not isinstance(value, bool) and float(value).is_integer()
+    return f"{int(value):,}".replace(",", "\u202f") if whole and isinstance(value, (int, float)) else _value(value)
+
+
+def _measured_facts(run: RunView) -> list[tuple[str, str]]:
+    """What was measured, of which model."""
+    part, layers = run.part("measured"), run.layers
+    found: list[tuple[str, str]] = [
+        (name, _count(part[key]))
+        for name, key in (("model", "model"), ("parameters", "parameters"), ("samples", "samples"))
+        if part.get(key) is not None
+    ]
+    if layers is not None:
+        asked = part.get("layers")
+        found.append(("layers measured", str(len(layers.sites)) + (f" ({shorten(asked, 60)})" if asked else "")))
+        found.append(("weight matrices", str(len(layers.weights))))
+        found.append(("layers skipped", str(len(layers.skipped))))
+    loss = run.single("loss")
+    name = part.get("loss")
+    if name or loss is not None:
+        found.append((f"loss ({shorten(name, 60)})" if name else "loss", number(loss)))
+    else:
+        found.append(("loss", "none given"))
+    found.append(("compared with", shorten(part.get("baseline") or "nothing", 60)))
+    return found
+
+
 def subtitle(run: RunView) -> str:
     """One line under the title: which network, which task."""
+    if run.layers is not None:
+        part = run.part("measured")
+        said = f"{_value(part['model'])}, measured layer by layer" if part.get("model") else "A model, layer by layer"
+        return said + (f" on {_count(part['samples'])} samples" if part.get("samples") is not None else "")
     leaky, task = run.part("leaky"), run.part("task")
     parts = [
         f"Leaky ResNet with {_value(leaky.get('activation'))} activation" if leaky else "",

@@ -105,10 +105,10 @@ def _render(views: Sequence[Any], budget: Any) -> str:
     style, script = style_variables() + _resource("page.css"), _resource("page.js")
     numbers, absent = _numbers.shown_numbers(views)
     panels = [panel for section in sections for figure in section.figures for panel in figure.panels]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
-                                     lstrip_blocks=True)  # fmt: skip
-    template = environment.from_string(_resource("template.html"))
-    return template.render(
+    loader = jinja2.FunctionLoader(_resource)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
+                                     trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    return environment.get_template("template.html").render(
         policy=_policy([_bundle(), script], style), style=style, bundle=_bundle(), script=script,
         themes=script_json({theme: chart_config(theme) for theme in THEMES}),
         specs={id(panel): script_json(panel.spec) for panel in panels}, id=id,

@@ -12,6 +12,7 @@ import polars as pl
 
 from isthmus._errors import RunFolderError
 from isthmus._records import COLUMNS, METRICS, Claim, RunFolder
+from isthmus.report._layers import NAME_LIMIT, WHOLE_MODEL, middle, read_layers
 
 NOT_RECORDED = "not recorded by this run"
 _KINDS = ("representation", "step", "weight", "path")
@@ -47,6 +48,8 @@ class Curve:
         y: values.
         stderr: standard errors; NaN where there is none.
         reasons: why values are missing; empty where none is.
+        places: name of the layer of each row; empty where layers have numbers only.
+        baseline: what the values are to be compared with; empty for the model's own.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Curve:
     y: np.ndarray
     stderr: np.ndarray
     reasons: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+    baseline: str = ""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -71,8 +76,13 @@ class Curve:
     def at(self, rows: np.ndarray) -> Curve:
         """The rows with these numbers only."""
         return dataclasses.replace(
-            self, index=self.index[rows], x=self.x[rows], y=self.y[rows], stderr=self.stderr[rows]
-        )
+            self, index=self.index[rows], x=self.x[rows], y=self.y[rows], stderr=self.stderr[rows],
+            places=tuple(self.places[k] for k in rows.tolist()) if self.places else (),
+        )  # fmt: skip
+
+    def place(self, row: int) -> str:
+        """Where a row is: the name of its layer, or its kind and number."""
+        return self.places[row] if self.places else f"{self.kind} {self.index[row]}"
 
     def thinned(self, limit: int) -> Curve:
         """At most about `limit` rows: evenly spaced ones, with the first, last, smallest and largest kept."""
@@ -109,11 +119,24 @@ class RunView:
         self.claims: list[Claim] = self._load("verdict.json", folder.verdict, [])
         self.arrays: dict[str, np.ndarray] = self._load("arrays.safetensors", folder.arrays, {})
         table = self._load("metrics.parquet", folder.metrics, pl.DataFrame(schema=COLUMNS))
-        first = pl.col("layer").fill_null("").str.split(".").list.first()
+        self.layers = read_layers(self.run)
         self.frame = table.with_row_index("row").with_columns(
-            pl.when(first.is_in(_KINDS)).then(first).otherwise(pl.lit("")).alias("of"),
+            self._of().alias("of"),
             pl.col("note").fill_null("").str.extract(r"^gamma0=([0-9.eE+-]+)").cast(pl.Float64, strict=False)
             .alias("gamma0"),
+        )  # fmt: skip
+
+    def _of(self) -> pl.Expr:
+        """What a row is of: the beginning of the layer's name, or the list that a measured run gives of its layers."""
+        name = pl.col("layer").fill_null("")
+        if self.layers is None:
+            first = name.str.split(".").list.first()
+            return pl.when(first.is_in(_KINDS)).then(first).otherwise(pl.lit(""))
+        return (
+            pl.when(pl.col("metric").is_in(WHOLE_MODEL)).then(pl.lit("model"))
+            .when(name.is_in([layer.name for layer in self.layers.sites])).then(pl.lit("representation"))
+            .when(name.is_in([layer.name for layer in self.layers.weights])).then(pl.lit("weight"))
+            .when(name == "").then(pl.lit("")).otherwise(pl.lit("module"))
         )  # fmt: skip
 
     def _load(self, name: str, read: Any, otherwise: Any) -> Any:
@@ -175,9 +198,10 @@ class RunView:
         gamma0: float | None = None,
         split: str | None = None,
         along: str = "position",
+        baseline: str = "",
     ) -> Curve:
         """Values of `metric` as recorded last, ordered along `position`, `step` (epochs) or `index`."""
-        rows = self.rows_of(metric, of)
+        rows = self.rows_of(metric, of).filter(pl.col("baseline").fill_null("") == baseline)
         tags = rows.get_column("gamma0").drop_nulls().unique()
         wanted = gamma0 if gamma0 is not None else self.gamma0
         if wanted is not None and len(tags):
@@ -198,8 +222,10 @@ class RunView:
         label = name or metric.replace("_", " ")
         reasons = _reasons(rows) if rows.height else (NOT_RECORDED,)
         kind = "epoch" if along == "step" else (of or "index")
+        named = self.layers is not None and of in ("representation", "weight")
+        places = tuple(middle(name or "", NAME_LIMIT) for name in good["layer"]) if named else ()
         return Curve(label, kind, good["index"].to_numpy(), good["x"].to_numpy(), good["value"].to_numpy(),
-                     good["stderr"].fill_null(np.nan).to_numpy(), reasons)  # fmt: skip
+                     good["stderr"].fill_null(np.nan).to_numpy(), reasons, places, baseline)  # fmt: skip
 
     def single(self, metric: str) -> float | None:
         """The one value of a metric of the whole path, or None."""

@@ -7,23 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from isthmus.report._figures import Budget, Figure, Recipe, curve_figure, plane_figure, spectrum_figure
+from isthmus.report._figures import Budget, Figure, Recipe, Section, curve_figure, plane_figure, spectrum_figure
+from isthmus.report._measured import measured_sections
 from isthmus.report._read import Curve, RunView, number
 
 _H = "H rank"
 _H_SYM = "H rank, symmetric"
 _H_STABLE = "H rank, stabilised"
-
-
-@dataclasses.dataclass(frozen=True)
-class Section:
-    """A heading, what the section is about, remarks to read it with, and its figures."""
-
-    key: str
-    title: str
-    intro: str
-    remarks: list[tuple[str, str]]
-    figures: list[Figure]
 
 
 def _span(curve: Curve) -> str:
@@ -251,12 +241,17 @@ _SETTLING = Recipe(
 
 
 def build_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
-    """Every chart section of the page."""
+    """Every section of the page: what fits any model where a run is of one, and what is of Leaky ResNets."""
+    any_model = measured_sections(runs, budget) if any(run.layers is not None for run in runs) else []
+    measured_only = all(run.layers is not None for run in runs)
+    return [*any_model, *([] if measured_only else _leaky_sections(runs, budget))]
 
+
+def _leaky_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
     def figures(*recipes: Recipe) -> list[Figure]:
         return [curve_figure(recipe, runs, budget) for recipe in recipes]
 
-    gamma = [(run.label, run.gamma_text) for run in runs]
+    gamma = [(run.label, run.gamma_text) for run in runs if run.layers is None]
     spectra = [
         spectrum_figure(
             "representation-spectrum", "spectra/representation", "How many directions survive at each depth?",

@@ -39,10 +39,15 @@ SERIES: dict[str, list[str]] = {
 """Colours of the first, second, … series of a chart."""
 
 _RAMP = {"light": ["#3b1f8f", "#b0347f", "#e0692b"], "dark": ["#9a8cff", "#ec7fb6", "#ffc46b"]}
+_HEAT = {"light": ["#e9eef3", "#8db8d8", "#2f7fb5", "#0b4a80", "#0a1f3d"],
+         "dark": ["#262e38", "#2c5f8a", "#4b97c9", "#93cff5", "#f4fbff"]}  # fmt: skip
 _REST = {"light": "#8a939f", "dark": "#7c8794"}
 
 DASHES: list[list[int]] = [[1, 0], [7, 3], [2, 2], [10, 3, 2, 3], [5, 5], [1, 4], [12, 4], [3, 6]]
 """Dashes of the first, second, … series: the second way to tell them apart."""
+
+SHAPES: list[str] = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right"]
+"""Shapes of the points of the first, second, … series, where dashes say something else."""
 
 
 def chart_config(theme: str, font: str = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif") -> dict[str, Any]:
@@ -67,7 +72,8 @@ def chart_config(theme: str, font: str = "system-ui, -apple-system, 'Segoe UI', 
         },
         "title": {"color": colours["text"], "fontSize": 15, "fontWeight": 600, "anchor": "start", "offset": 14},
         "line": {"strokeWidth": 2.1, "strokeCap": "round", "strokeJoin": "round"},
-        "range": {"category": SERIES[theme], "ordinal": [SERIES[theme][0], _REST[theme]], "ramp": _RAMP[theme]},
+        "range": {"category": SERIES[theme], "ordinal": [SERIES[theme][0], _REST[theme]], "ramp": _RAMP[theme],
+                  "heatmap": _HEAT[theme]},
         "style": {
             "layer-mark": {"color": colours["line"], "strokeWidth": 1},
             "reference": {"color": colours["text"], "strokeWidth": 1.2, "strokeDash": [4, 4]},

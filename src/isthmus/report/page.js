@@ -103,5 +103,56 @@
     });
   }
 
+  // Tables of layers: without this they are whole, in order of execution; with it they can be filtered and sorted.
+  const words = new Intl.Collator("en", { numeric: true });
+
+  function sortBy(table, column, header) {
+    const body = table.tBodies[0];
+    const rows = [...body.rows];
+    const cell = (row) => row.cells[column];
+    const numeric = rows.some((row) => "value" in cell(row).dataset);
+    const before = header.getAttribute("aria-sort");
+    const down = before ? before === "ascending" : numeric;
+    for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+    header.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const key = (row) => numeric ? cell(row).dataset.value : cell(row).textContent.trim();
+    const empty = (text) => text === "" || text === "—";
+    rows.sort((a, b) => {
+      const one = key(a), other = key(b);
+      if (empty(one) || empty(other)) return empty(one) - empty(other);  // without a value: last, either way
+      const order = numeric ? Number(one) - Number(other) : words.compare(one, other);
+      return down ? -order : order;
+    });
+    body.append(...rows);
+  }
+
+  for (const box of document.querySelectorAll(".layers")) {
+    const table = box.querySelector(".sortable");
+    if (!table) continue;
+    [...table.tHead.rows[0].cells].forEach((header, column) => {
+      const button = document.createElement("button");
+      button.type = "button";
+      button.textContent = header.textContent;
+      button.addEventListener("click", () => sortBy(table, column, header));
+      header.replaceChildren(button);
+    });
+    const input = box.querySelector("input");
+    const status = box.querySelector(".shown");
+    const rows = [...table.tBodies[0].rows];
+    const texts = rows.map((row) => `${row.cells[0].textContent}\n${row.cells[1].textContent}`.toLowerCase());
+    const filter = () => {
+      const wanted = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+      let count = 0;
+      rows.forEach((row, place) => {
+        row.hidden = !wanted.every((word) => texts[place].includes(word));
+        count += row.hidden ? 0 : 1;
+      });
+      status.textContent = `${count} of ${rows.length} layers`;
+    };
+    input.addEventListener("input", filter);
+    box.querySelector(".filter").hidden = false;
+    filter();
+  }
+
   redraw();
 })();

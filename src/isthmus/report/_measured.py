@@ -1,0 +1,294 @@
+"""The sections of the page for a run of `measure`: any model, whose layers have names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from isthmus.report import _charts, _depthcharts
+from isthmus.report._figures import Budget, Drawn, Figure, Panel, Recipe, Section, curve_figure, span_of
+from isthmus.report._heatfigures import heat_figure
+from isthmus.report._layers import brief
+from isthmus.report._layertables import layer_tables, skipped_tables
+from isthmus.report._read import NOT_RECORDED, Curve, RunView, number
+
+_RANKS = ("participation_ratio_centred", "effective_rank", "numerical_rank", "nuclear_rank", "stable_rank")
+_WEIGHT_RANKS = ("effective_rank", "numerical_rank", "participation_ratio", "nuclear_rank", "stable_rank")
+_IN_A_SENTENCE = 44
+
+
+def _baselines(run: RunView, metric: str) -> list[str]:
+    names = run.frame.filter(run.frame["metric"] == metric).get_column("baseline").drop_nulls().unique().sort()
+    return [name for name in names if name]
+
+
+def _both(run: RunView, metric: str, of: str | None, name: str = "", **how: float | str | None) -> list[Curve]:
+    """The curve of a metric, and the same of every baseline that the run has it for."""
+    asked: list[str] = ["", *_baselines(run, metric)]
+    return [run.curve(metric, of, name, baseline=baseline, **how) for baseline in asked]  # type: ignore[arg-type]
+
+
+def _where(curve: Curve, row: int) -> str:
+    return f"{brief(curve.place(row), _IN_A_SENTENCE)} (p = {number(float(curve.x[row]), 2)})"
+
+
+def _value(curve: Curve, row: int) -> str:
+    return number(float(curve.y[row]), 3)
+
+
+def _own(curves: Mapping[str, Curve]) -> list[Curve]:
+    return [curve for curve in curves.values() if not curve.baseline]
+
+
+def _course(curve: Curve) -> str:
+    """First, smallest and last value of a curve, each with the layer where it is."""
+    if len(curve) == 1:
+        return f"{_value(curve, 0)} at {_where(curve, 0)}, the only layer measured"
+    low, last = int(curve.y.argmin()), len(curve) - 1
+    ends = f"from {_value(curve, 0)} at {_where(curve, 0)} to {_value(curve, last)} at {_where(curve, last)}"
+    if curve.y[low] == curve.y.max():
+        return f"{_value(curve, 0)} at every layer"
+    if low in (0, last):
+        high = int(curve.y.argmax())
+        tail = f", at most {_value(curve, high)} at {_where(curve, high)}" if high not in (0, last) else ""
+        return f"{ends}{tail}"
+    return f"{ends}, with the smallest value, {_value(curve, low)}, at {_where(curve, low)}"
+
+
+def _course_answer(_run: RunView, curves: Mapping[str, Curve]) -> str:
+    own = _own(curves)
+    if not own:
+        return ""
+    said = f"The {own[0].name} goes {_course(own[0])}." if len(own[0]) > 1 else f"{own[0].name}: {_course(own[0])}."
+    other = next((c for c in curves.values() if c.baseline and c.name.startswith(own[0].name)), None)
+    if other is not None and len(other):
+        low = int(other.y.argmin())
+        said += f" For comparison ({other.baseline}): at least {_value(other, low)}, at {_where(other, low)}."
+    return said
+
+
+def _rank_answer(run: RunView, curves: Mapping[str, Curve]) -> str:
+    said = _course_answer(run, curves)
+    k = run.bottleneck
+    return f"{said} The verdict puts the bottleneck rank at k* = {k}." if k else said
+
+
+def _weight_answer(_run: RunView, curves: Mapping[str, Curve]) -> str:
+    own = _own(curves)
+    if not own:
+        return ""
+    low, high = int(own[0].y.argmin()), int(own[0].y.argmax())
+    if low == high:
+        return f"{own[0].name}: {_value(own[0], low)} at {_where(own[0], low)}."
+    return (
+        f"The {own[0].name} is smallest, {_value(own[0], low)}, at {_where(own[0], low)} and largest, "
+        f"{_value(own[0], high)}, at {_where(own[0], high)}."
+    )
+
+
+def _moves_answer(_run: RunView, curves: Mapping[str, Curve]) -> str:
+    own = _own(curves)
+    if not own:
+        return ""
+    curve = own[0]
+    low, high = int(curve.y.argmin()), int(curve.y.argmax())
+    idle = int((curve.y < 0.1 * curve.y.max()).sum())
+    few = (
+        f"{idle} of {len(curve)} layers move less than a tenth of that"
+        if idle
+        else "no layer moves less than a tenth of that"
+    )
+    return (
+        f"The largest move is {_value(curve, high)}, at {_where(curve, high)}; {few}. The smallest is "
+        f"{_value(curve, low)}, at {_where(curve, low)}."
+    )
+
+
+def _stretch_answer(run: RunView, curves: Mapping[str, Curve]) -> str:
+    said = [
+        f"They run from {_value(c, int(c.y.argmin()))} to {_value(c, int(c.y.argmax()))} nats." for c in _own(curves)
+    ]
+    for metric, words in (
+        ("jacobian_rank", "The rank of the Jacobian is {}."),
+        ("jacobian_log_pseudodet", "The logarithm of its volume (pseudo-determinant) is {} nats."),
+    ):
+        value = run.single(metric)
+        if value is not None:
+            said.append(words.format(number(value, 3)))
+    return " ".join(said)
+
+
+def _named(curves: Sequence[Curve], several: bool, label: str, name: str) -> list[Curve]:
+    """Curves of one measure as a chart names them: by run where it holds several."""
+    return [dataclasses.replace(c, name=label) for c in curves if c.name == name] if several else list(curves)
+
+
+def _without_baseline_in_name(curve: Curve) -> Curve:
+    return curve.named(curve.name.removesuffix(f", {curve.baseline}")) if curve.baseline else curve
+
+
+def _draw_curves(recipe: Recipe, drawn: Sequence[Drawn], several: bool) -> list[Panel]:
+    """One chart with every measure of one run; of several runs, one chart per measure with every run."""
+    plain = [(run, [_without_baseline_in_name(c) for c in curves], said) for run, curves, said in drawn]
+    everything = [c for _, curves, _ in plain for c in curves]
+    names = list(dict.fromkeys(c.name for c in everything)) if several else [""]
+    span = span_of(everything)
+    scale = _charts.scale_kind(np.concatenate([c.y for c in everything])) if recipe.log else "linear"
+    panels: list[Panel] = []
+    for name in names:
+        curves = [c for run, found, _ in plain for c in _named(found, several, run.label, name)]
+        shown = name if several and len(names) > 1 else ""
+        if several:
+            span = span_of(curves)
+        what = ", ".join(dict.fromkeys(c.name for c in curves))
+        said = " ".join(f"{run.label}: {text}" if several else text for run, _, text in plain)
+        spec = _depthcharts.curves_with_baseline(
+            curves, y_title=recipe.y_title, span=span, along=recipe.along, scale=scale, zero=recipe.zero,
+            small=len(names) > 1, rules=recipe.rules(plain[0][0]) if not several else (),
+            description=f"Line chart of {f'{shown}: ' if shown else ''}{what}. {said} The data are in the table below.",
+        )  # fmt: skip
+        panels.append(Panel(shown, spec, beside=len(names) > 1))
+    return panels
+
+
+def _draw_bars(recipe: Recipe, drawn: Sequence[Drawn], several: bool) -> list[Panel]:
+    top = max(float(c.y.max()) for _, curves, _ in drawn for c in curves)
+    return [
+        Panel(run.label if several else "", _depthcharts.bars(
+            curves, x_title=recipe.y_title, top=top,
+            description=f"Bar chart of {recipe.y_title}, one bar per layer. {said} The data are in the table below.",
+        ), beside=True)
+        for run, curves, said in drawn
+    ]  # fmt: skip
+
+
+def _distinct_names(curves: Sequence[Curve]) -> list[Curve]:
+    """Baselines under a name of their own, as tables and reasons need it."""
+    return [c.named(f"{c.name}, {c.baseline}") if c.baseline else c for c in curves]
+
+
+def _each(metrics: Sequence[str], of: str, words: Mapping[str, str]) -> Callable[[RunView], list[Curve]]:
+    def curves(run: RunView) -> list[Curve]:
+        return _distinct_names([c for m in metrics for c in _both(run, m, of, words.get(m, ""))])
+
+    return curves
+
+
+def _cost_curves(run: RunView) -> list[Curve]:
+    found: list[Curve] = []
+    for gamma in run.gammas("cost_of_identity"):
+        name = f"cost of identity, γ₀ = {number(gamma)}"
+        found += _both(run, "cost_of_identity", "representation", name, gamma0=gamma)
+    return _distinct_names(found or _both(run, "cost_of_identity", "representation"))
+
+
+def _move_curves(run: RunView) -> list[Curve]:
+    of = "step" if run.layers is None else "representation"
+    return _distinct_names(_both(run, "relative_move", of, "relative move"))
+
+
+def _stretch_curves(run: RunView) -> list[Curve]:
+    return _distinct_names(_both(run, "jacobian_log_singular_value", None, "log singular value", along="index"))
+
+
+def _rank_rules(run: RunView) -> list[tuple[float, str]]:
+    return [(float(run.bottleneck), f"k* = {run.bottleneck}")] if run.bottleneck else []
+
+
+_WORDS = {"participation_ratio_centred": "centred participation ratio"}
+
+_RANK = Recipe(
+    "layer-ranks", "How many dimensions do the data take up in each layer?",
+    "Five ways to count the directions in which the samples differ; they weigh weak directions differently. A dip is a "
+    "bottleneck: what does not fit through it is lost to the layers behind.",
+    "dimensions", _each(_RANKS, "representation", _WORDS), _rank_answer, log=True, rules=_rank_rules,
+    along="position", draw=_draw_curves,
+)  # fmt: skip
+_COST = Recipe(
+    "identity-cost", "How many dimensions would it cost to pass each layer's data on unchanged?",
+    "The cost of identity counts the dimensions that a layer would have to keep alive in order to change nothing. "
+    "γ₀ decides how weak a direction still counts: the smaller γ₀, the more count.",
+    "dimensions", _cost_curves, _course_answer, log=True, along="position", draw=_draw_curves,
+)  # fmt: skip
+_WEIGHTS = Recipe(
+    "weight-ranks", "How many directions do the weights use?",
+    "The same counts for each weight matrix, in order of execution. A matrix whose rank is far below its smaller side "
+    "could be made of fewer numbers.",
+    "dimensions", _each(_WEIGHT_RANKS, "weight", _WORDS), _weight_answer, log=True, along="position",
+    draw=_draw_curves, across=True,
+)  # fmt: skip
+_MOVES = Recipe(
+    "moves", "Which layers change the representation, and which are idle?",
+    "How far each layer moves the representation, as a share of its size. A short bar is a layer that passes on almost "
+    "what it was given; a layer that changes the width has no such number.",
+    "relative move", _move_curves, _moves_answer, along="position", draw=_draw_bars,
+)  # fmt: skip
+_PULL = Recipe(
+    "backward-norm", "How strongly does the loss pull at each layer?",
+    "Size of the gradient of the loss with respect to each representation. Where it shrinks or grows by orders of "
+    "magnitude towards the input, the first layers learn much slower or faster than the last.",
+    "norm of the gradient", _each(("backward_norm",), "representation", {"backward_norm": "backward norm"}),
+    _course_answer, log=True, along="position", draw=_draw_curves,
+)  # fmt: skip
+_PULL_RANK = Recipe(
+    "backward-rank", "In how many directions does the loss pull?",
+    "Number of directions in which the gradients of the samples differ. A classifier of k classes asks for at most "
+    "k − 1 at its output.",
+    "dimensions", _each(("backward_participation_ratio",), "representation", {}), _course_answer, log=True,
+    along="position", draw=_draw_curves,
+)  # fmt: skip
+_STRETCH = Recipe(
+    "stretch", "How much does the whole model stretch each direction of its input?",
+    "Logarithms of the singular values of the input–output map, averaged over samples; bars are one standard error. "
+    "A value 0 keeps lengths, and where the values drop the model stops telling inputs apart.",
+    "log singular value (nats)", _stretch_curves, _stretch_answer, along="number", draw=_draw_curves,
+)  # fmt: skip
+
+
+def _recorded(figure: Figure) -> bool:
+    """Whether some run measured this, or has a reason of its own why not."""
+    return bool(figure.panels) or any(NOT_RECORDED not in reason for _, reason in figure.reasons)
+
+
+def measured_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
+    """Every chart and table of runs of `measure`; a Leaky ResNet among them joins where it has the same numbers."""
+
+    def figures(*recipes: Recipe) -> list[Figure]:
+        return [figure for figure in (curve_figure(recipe, runs, budget) for recipe in recipes) if _recorded(figure)]
+
+    heat = [
+        heat_figure(
+            "layer-spectra", "spectra/representation_centred", "Which directions survive in each layer?",
+            "One row per layer, the first on top. A row that keeps its colour to the right has many directions of "
+            "similar strength, a row that fades early has few. The mean over samples is taken out.",
+            "representation", runs, budget,
+        ),
+        heat_figure(
+            "layer-spectra-uncentred", "spectra/representation", "And with the mean left in?",
+            "The same for the representation A/√N as it is. Where the first value stands alone, all samples share one "
+            "large direction: their mean.",
+            "representation", runs, budget,
+        ),
+    ]  # fmt: skip
+    weights = heat_figure(
+        "layer-weight-spectra", "spectra/weight", "How are the directions of each weight matrix weighed?",
+        "One row per weight matrix, in order of execution. A row that fades early is a matrix of low rank; random "
+        "matrices fade slowly and evenly.",
+        "weight", runs, budget,
+    )  # fmt: skip
+    found = [
+        Section("dimensions", "Dimensions", "How much of the space of each layer the data really use.", [],
+                figures(_RANK, _COST)),
+        Section("layer-spectra-all", "Spectra", "Every singular value behind those counts, layer by layer.", [], heat),
+        Section("weights", "Weights", "What the layers themselves use, whatever the data are.", [],
+                [*figures(_WEIGHTS), weights]),
+        Section("movement", "Work and signals", "Where the work is done, and what the loss asks of the layers.", [],
+                figures(_MOVES, _PULL, _PULL_RANK, _STRETCH)),
+    ]  # fmt: skip
+    tables = Section(
+        "layers", "Layers", "Every number of every layer. Filter by name or type; choose a heading to sort by it.", [],
+        [], layer_tables(runs, 4 * budget.rows), skipped_tables(runs, budget.rows),
+    )  # fmt: skip
+    return [section for section in found if section.figures] + [tables]
