@@ -240,7 +240,7 @@ def _measure_sites(table: MetricTable, sites: list[dict[str, Any]], baseline: st
         if not baseline:
             table.add("backward_norm", 1e-3 * 10 ** (3 * site["position"]), **where)
             table.add("backward_participation_ratio", 9 - 4 * site["position"], **where)
-            table.add("observations", 1000 * (1 + site["index"] % 2), **where)
+            table.add("observations", 1000.0 * (1 + site["index"] % 2), **where)
     count = 96
     spectra = np.exp(-np.arange(count) / (1 + 30 * dip[:, None])) * (3 + dip[:, None])
     for row, site in enumerate(sites):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,52 +11,9 @@ import pytest
 from isthmus._records import RunFolder
 from isthmus.report import build_page, write_page
 from isthmus.report._themes import SERIES, THEMES
+from report.looking import MARKS, OVERFLOW, READY, opened
 
 pytestmark = pytest.mark.browser
-
-READY = "html[data-charts=ready]"
-WATCH = """
-window.violations = [];
-document.addEventListener("securitypolicyviolation", (e) => window.violations.push(e.violatedDirective + e.sample));
-"""
-MARKS = """
-[...document.querySelectorAll(".chart")].map((chart) => ({
-  drawn: chart.dataset.drawn,
-  lines: [...chart.querySelectorAll(".mark-line path, .mark-symbol path")].filter((p) => p.getAttribute("d")).length,
-  over: chart.querySelector("svg").getBoundingClientRect().right - chart.getBoundingClientRect().right,
-  clipped: [...chart.querySelectorAll("svg text")].filter((text) => {
-    const box = text.getBoundingClientRect(), frame = chart.querySelector("svg").getBoundingClientRect();
-    return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1 || box.top < frame.top - 1 ||
-      box.bottom > frame.bottom + 1);
-  }).map((text) => text.textContent),
-  background: getComputedStyle(chart.querySelector("svg")).backgroundColor,
-}))
-"""
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
-
-@contextmanager
-def opened(
-    chromium: Any, page_file: Path, *, width: int = 1280, theme: str = "light", csp: bool = True
-) -> Iterator[Any]:
-    """The page, drawn; on leaving, it has asked for nothing, and the console is empty and no policy was violated."""
-    context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, bypass_csp=not csp)
-    context.add_init_script(WATCH)
-    page = context.new_page()
-    said: list[str] = []
-    asked: list[str] = []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"error: {error}"))
-    page.on("request", lambda request: asked.append(request.url))
-    try:
-        page.goto(page_file.as_uri())
-        page.wait_for_selector(READY, state="attached", timeout=60_000)
-        yield page
-        assert page.evaluate("window.violations") == []
-        assert said == []
-        assert [url for url in asked if not url.startswith("data:")] == [page_file.as_uri()]
-    finally:
-        context.close()
 
 
 def _rgb(colour: str) -> str:

@@ -9,9 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,52 +17,9 @@ from isthmus._errors import InputError, RunFolderError
 from isthmus._records import METRICS, RunFolder
 from isthmus.report import build_page, write_page
 from isthmus.report._page import MAX_BYTES, script_json
+from report.looking import Page
 
 MakeRun = Callable[..., RunFolder]
-
-
-class Page(HTMLParser):
-    """Collects what the tests ask about: scripts, styles, elements and visible text."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[tuple[dict[str, str | None], str]] = []
-        self.styles: list[str] = []
-        self.text = ""
-        self._inside: tuple[str, dict[str, str | None]] | None = None
-        self._held = ""
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag in ("script", "style"):
-            self._inside, self._held = (tag, dict(attrs)), ""
-
-    def handle_endtag(self, tag: str) -> None:
-        if self._inside is not None and tag == self._inside[0]:
-            if tag == "script":
-                self.scripts.append((self._inside[1], self._held))
-            else:
-                self.styles.append(self._held)
-            self._inside = None
-
-    def handle_data(self, data: str) -> None:
-        if self._inside is None:
-            self.text += data
-        else:
-            self._held += data
-
-    @property
-    def specs(self) -> list[dict[str, Any]]:
-        return [json.loads(text) for attrs, text in self.scripts if str(attrs.get("id", "")).startswith("spec-")]
-
-    @property
-    def policy(self) -> dict[str, list[str]]:
-        meta = next(a for t, a in self.elements if t == "meta" and a.get("http-equiv") == "Content-Security-Policy")
-        parts = [part.split() for part in str(meta["content"]).split(";")]
-        return {name: values for name, *values in parts}
 
 
 def _digest(text: str) -> str:

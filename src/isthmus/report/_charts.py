@@ -29,7 +29,7 @@ SYMBOLS: dict[Along, str] = {"depth": "p", "position": "p", "epoch": "epoch", "n
 
 _X_TITLES: dict[Along, str] = {
     "depth": "depth p  (0 = input, 1 = output)",
-    "position": "position p in order of execution  (0 = first, 1 = last)",
+    "position": "position p  (0 = first, 1 = last)",
     "epoch": "epoch",
     "number": "singular value no.",
 }

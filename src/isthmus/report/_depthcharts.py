@@ -20,13 +20,13 @@ from isthmus.report._themes import SHAPES
 FLOOR = 1e-4
 """Smallest share of the largest singular value that the heat map's colours tell apart."""
 
-THIS = "this model"
+THIS = "the model"
 _FEW = 40
 _HEIGHT = 270
 _HEIGHT_OF_MANY = 190
 
 # The row's number is the data; its name is looked up in a list, as long as the chart's width has room for it.
-_ROOMS = (("narrow", 20), ("middling", 34), ("wide", 60))
+_ROOMS = (("narrow", 22), ("middling", 34), ("wide", 60))
 _LABEL = "(room < 440 ? narrow : room < 800 ? middling : wide)[datum.value]"
 
 
@@ -38,9 +38,7 @@ def _rows_axis(count: int) -> tuple[alt.Y, int]:
     return alt.Y("k:O", scale=alt.Scale(domain=list(range(count))), sort=None, axis=axis), (18 if few else 14) * count
 
 
-def _finish(
-    chart: alt.Chart | alt.LayerChart, height: int, names: Sequence[str], rows: Rows, description: str
-) -> dict[str, Any]:
+def _finish(chart: Any, height: int, names: Sequence[str], rows: Rows, description: str) -> dict[str, Any]:
     whole = chart.properties(
         width=FILE_WIDTH, height=height, description=description,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
@@ -70,8 +68,8 @@ def heat_map(names: Sequence[str], positions: np.ndarray, values: np.ndarray, *,
     count = values.shape[1]
     ticks = [10.0**-k for k in range(4, -1, -1)]
     scale = alt.Scale(type="log", domain=[FLOOR, 1], clamp=True, range="heatmap", nice=False)
-    legend = alt.Legend(orient="top", gradientLength=180, gradientThickness=10, values=ticks, format="~r",
-                        title="share of the layer's largest (log)", titleLimit=300, direction="horizontal")  # fmt: skip
+    legend = alt.Legend(orient="top", gradientLength=150, gradientThickness=10, values=ticks, format="~r",
+                        title="share of the largest", direction="horizontal")  # fmt: skip
     chart = (
         alt.Chart(alt.NamedData(name="rows"))
         .transform_flatten(["v"])
@@ -175,7 +173,7 @@ def curves_with_baseline(
     shape = alt.Shape("s:N", scale=alt.Scale(domain=names, range=[SHAPES[i % len(SHAPES)] for i in range(len(names))]),
                       legend=one_of_many)  # fmt: skip
     dashes = alt.Scale(domain=models, range=[[1, 0], [5, 4], [2, 3]][: len(models)])
-    compared = alt.Legend(orient="top", direction="horizontal", title=None, symbolType="stroke")
+    compared = alt.Legend(orient="bottom", direction="horizontal", title=None, symbolType="stroke")
     base = alt.Chart(alt.NamedData(name="rows")).encode(
         x=_charts.axis_x(along),
         y=_charts.axis_y(y_title, span, scale, zero),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isthmus.report._depthcharts import FLOOR, heat_map
+from isthmus.report._depthcharts import FLOOR, THIS, heat_map
 from isthmus.report._figures import Budget, Figure, Panel, Table, unbroken
 from isthmus.report._layers import brief, distinct
 from isthmus.report._read import RunView, evenly, number
@@ -96,7 +96,7 @@ def heat_figure(
                 figure.answers.append((run.label, said))
             _add(figure, spectra, name, said, budget, f"{run.label}: " if several else "")
     if len(figure.panels) > 1 and not figure.panels[0].label:
-        figure.panels[0] = dataclasses.replace(figure.panels[0], label="this model")
+        figure.panels[0] = dataclasses.replace(figure.panels[0], label=THIS)
     return figure if figure.panels else dataclasses.replace(figure, notes=[])
 
 

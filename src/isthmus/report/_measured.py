@@ -49,7 +49,7 @@ def _course(curve: Curve) -> str:
     low, last = int(curve.y.argmin()), len(curve) - 1
     ends = f"from {_value(curve, 0)} at {_where(curve, 0)} to {_value(curve, last)} at {_where(curve, last)}"
     if curve.y[low] == curve.y.max():
-        return f"{_value(curve, 0)} at every layer"
+        return f"nowhere: it is {_value(curve, 0)} at every layer"
     if low in (0, last):
         high = int(curve.y.argmax())
         tail = f", at most {_value(curve, high)} at {_where(curve, high)}" if high not in (0, last) else ""
@@ -61,7 +61,7 @@ def _course_answer(_run: RunView, curves: Mapping[str, Curve]) -> str:
     own = _own(curves)
     if not own:
         return ""
-    said = f"The {own[0].name} goes {_course(own[0])}." if len(own[0]) > 1 else f"{own[0].name}: {_course(own[0])}."
+    said = f"The {own[0].name} {'goes' if len(own[0]) > 1 else 'is'} {_course(own[0])}."
     other = next((c for c in curves.values() if c.baseline and c.name.startswith(own[0].name)), None)
     if other is not None and len(other):
         low = int(other.y.argmin())
@@ -81,7 +81,7 @@ def _weight_answer(_run: RunView, curves: Mapping[str, Curve]) -> str:
         return ""
     low, high = int(own[0].y.argmin()), int(own[0].y.argmax())
     if low == high:
-        return f"{own[0].name}: {_value(own[0], low)} at {_where(own[0], low)}."
+        return f"The {own[0].name} is {_value(own[0], low)} at {_where(own[0], low)}."
     return (
         f"The {own[0].name} is smallest, {_value(own[0], low)}, at {_where(own[0], low)} and largest, "
         f"{_value(own[0], high)}, at {_where(own[0], high)}."
@@ -281,7 +281,7 @@ def measured_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
     found = [
         Section("dimensions", "Dimensions", "How much of the space of each layer the data really use.", [],
                 figures(_RANK, _COST)),
-        Section("layer-spectra-all", "Spectra", "Every singular value behind those counts, layer by layer.", [], heat),
+        Section("layer-spectra-all", "Spectra by layer", "Every singular value behind those counts, layer by layer.", [], heat),
         Section("weights", "Weights", "What the layers themselves use, whatever the data are.", [],
                 [*figures(_WEIGHTS), weights]),
         Section("movement", "Work and signals", "Where the work is done, and what the loss asks of the layers.", [],
