@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from isthmus.experiments import SavedModel as SavedModel
     from isthmus.experiments import load as load
     from isthmus.models import LeakyResNet as LeakyResNet
+    from isthmus.probe import Measurement as Measurement
+    from isthmus.probe import measure as measure
 
 _PUBLIC = {
     "IsthmusError": "isthmus._errors",
@@ -21,9 +23,11 @@ _PUBLIC = {
     "LeakyResNet": "isthmus.models",
     "SavedModel": "isthmus.experiments",
     "load": "isthmus.experiments",
+    "Measurement": "isthmus.probe",
+    "measure": "isthmus.probe",
 }
 
-__all__ = ["IsthmusError", "InputError", "LeakyResNet", "SavedModel", "load"]
+__all__ = ["IsthmusError", "InputError", "LeakyResNet", "Measurement", "SavedModel", "load", "measure"]
 __version__ = "0.1.0"
 
 

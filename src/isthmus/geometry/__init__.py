@@ -3,6 +3,9 @@
 from isthmus.geometry._bottleneck import Bottleneck as Bottleneck
 from isthmus.geometry._bottleneck import Evidence as Evidence
 from isthmus.geometry._bottleneck import find_bottleneck as find_bottleneck
+from isthmus.geometry._dimension_gap import Gap as Gap
+from isthmus.geometry._dimension_gap import random_gap as random_gap
+from isthmus.geometry._dimension_gap import widest_gap as widest_gap
 from isthmus.geometry._energies import Hamiltonians as Hamiltonians
 from isthmus.geometry._energies import RankBounds as RankBounds
 from isthmus.geometry._energies import balance_residual as balance_residual
@@ -21,6 +24,10 @@ from isthmus.geometry._identity_cost import identity_cost_from_moments as identi
 from isthmus.geometry._moments import MomentumMoments as MomentumMoments
 from isthmus.geometry._moments import PathAccumulator as PathAccumulator
 from isthmus.geometry._moments import PathMoments as PathMoments
+from isthmus.geometry._passage import Node as Node
+from isthmus.geometry._passage import Passage as Passage
+from isthmus.geometry._passage import WeightNode as WeightNode
+from isthmus.geometry._passage import find_passage as find_passage
 from isthmus.geometry._path import Energies as Energies
 from isthmus.geometry._path import PathGeometry as PathGeometry
 from isthmus.geometry._path import path_geometry as path_geometry
@@ -34,3 +41,8 @@ from isthmus.geometry._ranks import numerical_rank as numerical_rank
 from isthmus.geometry._ranks import participation_ratio as participation_ratio
 from isthmus.geometry._ranks import spectrum_of_gram as spectrum_of_gram
 from isthmus.geometry._ranks import stable_rank as stable_rank
+from isthmus.geometry._streams import CrossAccumulator as CrossAccumulator
+from isthmus.geometry._streams import Shifted as Shifted
+from isthmus.geometry._streams import StreamAccumulator as StreamAccumulator
+from isthmus.geometry._streams import StreamMoments as StreamMoments
+from isthmus.geometry._streams import symmetric_product as symmetric_product

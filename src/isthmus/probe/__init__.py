@@ -9,7 +9,10 @@ from isthmus.probe._measure import geometry_of as geometry_of
 from isthmus.probe._measure import measure_path as measure_path
 from isthmus.probe._measure import path_series as path_series
 from isthmus.probe._measure import record_series as record_series
+from isthmus.probe._measurement import Measurement as Measurement
+from isthmus.probe._model import measure as measure
 from isthmus.probe._probe import MeanLoss as MeanLoss
 from isthmus.probe._probe import path_momenta as path_momenta
 from isthmus.probe._probe import probe_path as probe_path
+from isthmus.probe._survey import ModelError as ModelError
 from isthmus.probe._verdict import path_verdict as path_verdict

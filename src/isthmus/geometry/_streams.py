@@ -1,0 +1,187 @@
+"""Streaming second moments of any representation: float32 products shifted by a running mean, sums in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from isthmus._errors import InputError
+
+_COLUMNS_PER_BLOCK = 96
+_MOST_BLOCKS = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamMoments:
+    """Second moments of a matrix `A` (`width × N`), all float64, summed over samples.
+
+    Attributes:
+        n: number of samples N.
+        mean: `A 1 / N`.
+        centred_gram: `(A − mean)(A − mean)ᵀ`.
+        negative_norm_sq: `‖min(A, 0)‖²`.
+        eps: rounding unit of the products of a batch.
+    """
+
+    n: int
+    mean: Float[Tensor, " width"]
+    centred_gram: Float[Tensor, "width width"]
+    negative_norm_sq: float
+    eps: float
+
+    @property
+    def gram(self) -> Float[Tensor, "width width"]:
+        """`A Aᵀ`."""
+        return self.centred_gram + self.n * torch.outer(self.mean, self.mean)
+
+    @property
+    def norm_sq(self) -> float:
+        """`‖A‖²`."""
+        return float(self.centred_gram.diagonal().sum() + self.n * self.mean.square().sum())
+
+    def with_ones(self) -> Float[Tensor, "features features"]:
+        """`S Sᵀ` of `S = (A, 1)`, with the appended 1 of the next layer's bias."""
+        gram, total = self.gram, self.n * self.mean
+        return torch.cat([torch.cat([gram, total[:, None]], 1), torch.cat([total, total.new_tensor([self.n])])[None]])
+
+
+def symmetric_product(x: Float[Tensor, "n width"]) -> Float[Tensor, "width width"]:
+    """`xᵀx`, from its upper block triangle only (the products of the lower one are not taken)."""
+    width = x.shape[1]
+    blocks = max(1, min(_MOST_BLOCKS, width // _COLUMNS_PER_BLOCK))
+    if blocks == 1:
+        return x.mT @ x
+    out = x.new_empty(width, width)
+    edges = [width * i // blocks for i in range(blocks + 1)]
+    for low, high in itertools.pairwise(edges):
+        strip = x[:, low:high].mT @ x[:, low:]
+        out[low:high, low:] = strip
+        out[low:, low:high] = strip.mT
+    return out
+
+
+class StreamAccumulator:
+    """Collects `StreamMoments` batch by batch; memory depends on the width only, never on N.
+
+    A batch is shifted by the mean of all samples before it (of its own, if it is the first), multiplied in float32
+    (float64 where the batch is), and merged in float64 (the pairwise update of Chan, Golub and LeVeque 1979). The
+    shift keeps the rounding of the products relative to the spread of the samples and not to their mean.
+
+    Example:
+        >>> acc = StreamAccumulator()
+        >>> _ = acc.update(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+        >>> acc.result().gram.tolist()
+        [[10.0, 8.0], [8.0, 8.0]]
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._mean = self._gram = torch.empty(0)
+        self._negative: Tensor | float = 0.0
+        self._eps = torch.finfo(torch.float64).eps
+
+    def update(self, x: Float[Tensor, "n width"], *, negative: bool = True) -> Shifted:
+        """Add a batch, samples in rows; returns it as it was multiplied, for `CrossAccumulator`.
+
+        Args:
+            x: the batch, of any floating dtype.
+            negative: whether `‖min(A, 0)‖²` is collected, too.
+
+        Raises:
+            InputError: no samples, a width unlike the first batch's, or values that are not finite (nothing is
+                added then).
+        """
+        if x.shape[0] == 0:
+            raise InputError("x", tuple(x.shape), "at least one sample")
+        if self.n and x.shape[1] != self._mean.shape[0]:
+            raise InputError("x", tuple(x.shape), f"the width of the first batch, {self._mean.shape[0]}")
+        exact = x if x.dtype == torch.float64 else x.float()
+        shift = (self._mean if self.n else exact.mean(0, dtype=torch.float64)).to(exact.dtype)
+        rows = exact - shift
+        product = symmetric_product(rows).double()
+        total = rows.sum(0).double()
+        if not bool(torch.isfinite(product.diagonal().sum() + total.sum())):
+            raise InputError("x", "values that are not finite", "finite numbers")
+        m, old = x.shape[0], self.n
+        shifted = shift.double()
+        mean = shifted + total / m
+        product.addr_(total, total, alpha=-1 / m)  # about the batch's own mean
+        if old:
+            gap = mean - self._mean
+            self._gram.add_(product).addr_(gap, gap, alpha=old * m / (old + m))
+            self._mean = self._mean + gap * (m / (old + m))
+        else:
+            self._gram, self._mean = product, mean
+        self.n = old + m
+        if negative:
+            below = exact.clamp(max=0)
+            self._negative = self._negative + torch.linalg.vector_norm(below).double() ** 2
+        self._eps = max(self._eps, float(torch.finfo(exact.dtype).eps))
+        return Shifted(rows, shifted, total)
+
+    def result(self) -> StreamMoments:
+        """The moments so far. Raises `InputError` before the first batch."""
+        if not self.n:
+            raise InputError("samples", 0, "at least one batch")
+        return StreamMoments(self.n, self._mean, self._gram, float(self._negative), self._eps)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+    """A batch minus `shift`, samples in rows, and the sum of its rows."""
+
+    rows: Float[Tensor, "n width"]
+    shift: Float[Tensor, " width"]
+    total: Float[Tensor, " width"]
+
+
+class CrossAccumulator:
+    """Collects `A Sᵀ` from batches that `StreamAccumulator.update` returned for `A` and for `S`, sample by sample.
+
+    Example:
+        >>> a, s, cross = StreamAccumulator(), StreamAccumulator(), CrossAccumulator()
+        >>> cross.update(a.update(torch.ones(4, 2)), s.update(2 * torch.ones(4, 3)))
+        >>> cross.result().tolist()
+        [[8.0, 8.0, 8.0], [8.0, 8.0, 8.0]]
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._sum: Tensor | float = 0.0
+        self._left = self._right = torch.empty(0)
+
+    def update(self, left: Shifted, right: Shifted) -> None:
+        """Add a batch.
+
+        Raises:
+            InputError: different numbers of samples.
+        """
+        m = left.rows.shape[0]
+        if right.rows.shape[0] != m:
+            raise InputError("right", tuple(right.rows.shape), f"as many samples as left ({m})")
+        product = (left.rows.mT @ right.rows).double()
+        product.addr_(left.total, right.total, alpha=-1 / m)
+        first, second = left.shift + left.total / m, right.shift + right.total / m
+        if self.n:
+            gap, other = first - self._left, second - self._right
+            self._sum = self._sum + product
+            self._sum.addr_(gap, other, alpha=self.n * m / (self.n + m))
+            share = m / (self.n + m)
+            self._left, self._right = self._left + gap * share, self._right + other * share
+        else:
+            self._sum, self._left, self._right = product, first, second
+        self.n += m
+
+    def result(self) -> Float[Tensor, "width features"]:
+        """`A Sᵀ` so far. Raises `InputError` before the first batch."""
+        if isinstance(self._sum, float):
+            raise InputError("samples", 0, "at least one batch")
+        return self._sum + self.n * torch.outer(self._left, self._right)
+
+    def result_with_ones(self) -> Float[Tensor, "width features"]:
+        """`A Sᵀ` with the appended 1 of the next layer's bias in `S`."""
+        return torch.cat([self.result(), (self.n * self._left)[:, None]], 1)

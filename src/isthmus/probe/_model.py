@@ -1,0 +1,135 @@
+"""`measure`: one call on any PyTorch model and its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus._errors import InputError
+from isthmus._random import check_seed
+from isthmus._records import MetricTable, check_metric
+from isthmus.models import LeakyResNet
+from isthmus.probe._assemble import assemble, measure_leaky
+from isthmus.probe._baseline import fresh_model
+from isthmus.probe._losses import loss_of
+from isthmus.probe._measurement import Measurement
+from isthmus.probe._one import Forward, MeasureOptions, first_batch, measure_one, placed_on, unwrapped
+from isthmus.probe._path_model import path_model, path_of
+from isthmus.probe._progress import progress_bar
+from isthmus.probe._select import BLOCKS
+
+
+def measure(
+    model: nn.Module,
+    data: Any,
+    *,
+    layers: str | Sequence[str] = BLOCKS,
+    path: Any = None,
+    targets: Any = None,
+    loss: Any = None,
+    forward: Forward | None = None,
+    max_samples: int | None = None,
+    device: torch.device | str | None = None,
+    metrics: Collection[str] | None = None,
+    baseline: Any = None,
+    progress: bool = True,
+    batch_size: int | None = None,
+    max_memory: float | int | None = None,
+    jacobian_samples: int = 16,
+    ridge: float | int | None = None,
+    seed: int = 0,
+) -> Measurement:
+    """Measure where a model works, how many dimensions survive, and which layers are idle.
+
+    The data run through the model once, in evaluation mode. Of every representation `A` that `layers` names (samples
+    and positions are observations, channels or features are dimensions; padding never counts) only the second
+    moments `A Aᵀ` are kept, and `A Sᵀ`, `S Sᵀ` with the input `S` of the next weight layer: products of a batch in
+    float32 shifted by a running mean, sums in float64, nothing of size N × N. The model comes back as it was.
+
+    Metrics, with their definitions in docs/architecture.md: the ranks of every representation and weight matrix, the
+    cost of identity `‖A‖²_{K+γ} = Tr[A (SᵀS + γI)⁻¹ Aᵀ]` (arXiv 2405.17573, docs/theory 1.4), relative moves (1.3),
+    the negative fraction (1.7), second moments of the gradients, and the rank and pseudo-determinant of the Jacobian
+    of the whole map (arXiv 2305.19008, docs/theory 3.2). A Leaky ResNet, and any model with a `path` method, is
+    measured along its path.
+
+    Args:
+        model: any `torch.nn.Module`; wrappers for data parallelism and compilation are taken off.
+        data: a tensor or array; a tuple or mapping of them; a data set; a `DataLoader`; any iterable of batches.
+        layers: `"blocks"`: the repeated blocks, or where there are none the layers with weight matrices; `"*"`: every
+            module; or one or several globs of module names.
+        path: `path(*inputs) → A_0, …, A_L`, or the name of such a method; `path` of the model where it has one. False
+            to measure modules all the same.
+        targets: targets of the loss: a tensor with a row per sample, or their key or index in a batch. Unless given,
+            the last item of tuples that are too long for `forward`, or `labels`, `targets`, `y` of a mapping.
+        loss: `"cross_entropy"`, `"square"`, `"model"` (the model's own), or a callable `(outputs, targets) → mean`.
+            With one, gradients of the activations are measured, too.
+        forward: `forward(model, batch) → outputs`, where calling the model on a batch is not enough.
+        max_samples: samples to use at most.
+        device: where to measure: a copy of the model is moved there; where the model is, if None.
+        metrics: names of metrics to compute; all that apply, if None.
+        baseline: `"init"` measures the same architecture freshly initialised, too; or a model, or a callable.
+        progress: show what is going on, and the time left, on stderr.
+        batch_size: samples per batch of data that are not batched yet.
+        max_memory: bytes that all second moments may take; half of what is free, if None.
+        jacobian_samples: samples at which the Jacobian is taken; 0 for none.
+        ridge: `λ` of the objective, for the Hamiltonian of a Leaky ResNet (with targets and a loss).
+        seed: of random states during the measurement, and of the baseline.
+
+    Returns:
+        A `Measurement`: `.table`, `.verdict`, `.save(folder)`, `.report()`.
+
+    Raises:
+        InputError: what cannot be used: an unknown pattern or metric, data that do not fit, no targets for a loss.
+        ModelError: the model raised an error; it is the cause.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> found = measure(net, torch.randn(100, 4), progress=False)
+        >>> [layer["name"] for layer in found.layers]
+        ['0 (input)', '0', '2']
+    """
+    bare, notes = unwrapped(model)
+    wanted = None if metrics is None else frozenset(check_metric(name).name for name in metrics)
+    if jacobian_samples < 0 or jacobian_samples == 1:
+        raise InputError("jacobian_samples", jacobian_samples, "0, or at least 2 for a standard error")
+    loss_function, loss_name = loss_of(loss, targets)
+    options = MeasureOptions(
+        layers, targets, loss_function, loss_name, forward, max_samples, batch_size, max_memory, jacobian_samples,
+        wanted, check_seed(seed),
+    )  # fmt: skip
+    placed = placed_on(bare, device)
+    along = path_of(placed, path)
+    started = time.perf_counter()
+    if isinstance(placed, LeakyResNet) and path is None and forward is None and layers == BLOCKS and baseline is None:
+        return measure_leaky(placed, data, options, notes, ridge=ridge)
+    if (baseline is not None or along is not None) and read_once(data):
+        asked = "baseline" if baseline is not None else "path"
+        raise InputError("data", type(data).__name__, f"data that can be read twice, for {asked}",
+                         "give tensors, a DataLoader, or a list of batches")  # fmt: skip
+    with progress_bar(progress) as bar:
+        subject = placed
+        if along is not None:
+            first = first_batch(placed, data, options)
+            subject, options = path_model(placed, along, first), dataclasses.replace(options, layers="path.*")
+        main = measure_one(subject, data, options, bar)
+        other = None
+        if baseline is not None:
+            fresh = fresh_model(placed, baseline, options.seed)
+            again = path_of(fresh, path)
+            subject = fresh if again is None else path_model(fresh, again, first_batch(fresh, data, options))
+            other = measure_one(subject, data, options, bar, baseline="init", jacobian=False)
+        table = MetricTable()
+        main.numbers.write(table, lambda done, total: bar("spectra", done, total))
+        if other is not None:
+            other.numbers.write(table, lambda done, total: bar("baseline: spectra", done, total))
+        return assemble(placed, main, other, table, options, notes, time.perf_counter() - started)
+
+
+def read_once(data: Any) -> bool:
+    """Whether data are gone once they have been read."""
+    return isinstance(data, Iterator)

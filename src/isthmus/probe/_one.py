@@ -1,0 +1,236 @@
+"""One model through one pass: prepared, run, its weights and its Jacobian."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from isthmus._errors import InputError
+from isthmus.probe._batches import Batch, Batches
+from isthmus.probe._guard import untouched
+from isthmus.probe._losses import outputs_of
+from isthmus.probe._numbers import Numbers, WeightMatrix, weight_matrices
+from isthmus.probe._pass import LossOf, run_pass
+from isthmus.probe._plan import PassPlan, plan_pass
+from isthmus.probe._progress import Progress
+from isthmus.probe._select import BLOCKS, select_sites
+from isthmus.probe._survey import Survey, run_model, survey_model
+from isthmus.probe._tensors import mapped, tensors_in
+from isthmus.tangent import MapJacobian, map_jacobian
+
+JACOBIAN = ("jacobian_rank", "jacobian_log_pseudodet", "jacobian_log_singular_value")
+Forward = Callable[[nn.Module, Any], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureOptions:
+    """The options of `measure`, checked."""
+
+    layers: str | Sequence[str]
+    targets: Any
+    loss: LossOf | None
+    loss_name: str
+    forward: Forward | None
+    max_samples: int | None
+    batch_size: int | None
+    max_memory: float | int | None
+    jacobian_samples: int
+    metrics: frozenset[str] | None
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One model measured: the pass, filled, and what was computed of it."""
+
+    survey: Survey
+    plan: PassPlan
+    numbers: Numbers
+    weights: list[WeightMatrix]
+    jacobian: MapJacobian | None
+    why_no_jacobian: str
+    notes: list[str]
+
+
+def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
+    """The model itself inside its wrappers, and a note for each that was taken off.
+
+    Raises:
+        InputError: not a module, or one whose weights are sharded over processes.
+    """
+    notes: list[str] = []
+    while True:
+        if not isinstance(model, nn.Module):
+            raise InputError("model", type(model).__name__, "a torch.nn.Module")
+        kind = type(model).__name__
+        if "FullyShardedDataParallel" in kind or kind.startswith("FSDP"):
+            raise InputError("model", kind, "a model whose weights are whole on this process",
+                             "gather its full state dict into a plain model first")  # fmt: skip
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            notes.append(f"{kind} was taken off: its module was measured on this process")
+            model = cast("nn.Module", model.module)
+        elif hasattr(model, "_orig_mod"):
+            notes.append("the model is compiled: the one it was made from was measured (compiled code runs past hooks)")
+            model = cast("Any", model)._orig_mod
+        else:
+            return model, notes
+
+
+def _home(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+    """Device and floating dtype of a model's weights."""
+    devices = {t.device for t in (*model.parameters(), *model.buffers())}
+    if any(device.type == "meta" for device in devices):
+        raise InputError("model", "weights on the meta device", "weights that hold numbers", "load them first")
+    if len(devices) > 1:
+        raise InputError("model", f"weights on {', '.join(sorted(map(str, devices)))}", "weights on one device",
+                         "move the model, or give device=")  # fmt: skip
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    return (next(iter(devices)) if devices else torch.device("cpu")), dtype
+
+
+def placed_on(model: nn.Module, device: torch.device | str | None) -> nn.Module:
+    """The model, or where another device is asked for a copy of it there."""
+    if device is None:
+        return model
+    try:
+        wanted = torch.device(device)
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).splitlines()[0][:200]
+        raise InputError("device", str(device), f"a device of this machine ({said})", "try 'cpu'") from None
+    return model if _home(model)[0] == wanted else copy.deepcopy(model).to(wanted)
+
+
+def _place(model: nn.Module, notes: list[str]) -> Callable[[Tensor], Tensor]:
+    """Puts a tensor on the model's device, and a floating one into its dtype, which is noted."""
+    device, dtype = _home(model)
+
+    def place(t: Tensor) -> Tensor:
+        if t.is_floating_point() and dtype is not None and t.dtype != dtype:
+            said = f"inputs were cast from {t.dtype} to the model's {dtype}".replace("torch.", "")
+            if said not in notes:
+                notes.append(said)
+            return t.to(device, dtype)
+        return t.to(device)
+
+    return place
+
+
+def _opened(model: nn.Module, data: Any, options: MeasureOptions) -> Batches:
+    notes: list[str] = []
+    batches = Batches(
+        data, model, targets=options.targets, own_forward=options.forward is not None,
+        max_samples=options.max_samples, batch_size=options.batch_size, place=_place(model, notes),
+    )  # fmt: skip
+    batches.notes = notes
+    return batches
+
+
+def first_batch(model: nn.Module, data: Any, options: MeasureOptions) -> Batch:
+    """The first batch of data that can be read again."""
+    with untouched(model, options.seed):
+        return next(iter(_opened(model, data, options)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A model inside `untouched`, ready for its pass."""
+
+    handles: list[RemovableHandle]
+    batches: Batches
+    rest: Iterator[Batch]
+    first: Batch
+    survey: Survey
+    plan: PassPlan
+
+
+@contextmanager
+def prepared(model: nn.Module, data: Any, options: MeasureOptions) -> Generator[Prepared]:
+    """Inside `untouched`: the data opened, the first batch surveyed, and the pass planned."""
+    device, _ = _home(model)
+    with untouched(model, options.seed) as handles:
+        batches = _opened(model, data, options)
+        rest = iter(batches)
+        first = next(rest)
+        survey = survey_model(model, first, handles, forward=options.forward)
+        sites = select_sites(survey, options.layers)
+        plan = plan_pass(survey, sites, first, gradients=options.loss is not None, max_memory=options.max_memory,
+                         device=device)  # fmt: skip
+        survey.tensors.clear()
+        yield Prepared(handles, batches, rest, first, survey, plan)
+
+
+def _all(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
+    yield first
+    yield from rest
+
+
+def measure_one(
+    model: nn.Module, data: Any, options: MeasureOptions, bar: Progress, *, baseline: str = "",
+    jacobian: bool = True,
+) -> Measured:  # fmt: skip
+    """One model through one pass, its weights, and its Jacobian."""
+    with prepared(model, data, options) as ready:
+        handles, batches, survey, plan = ready.handles, ready.batches, ready.survey, ready.plan
+        if not any(one.track is not None for one in plan.sites):
+            reasons = "; ".join(f"{one.site.label}: {one.why}" for one in plan.sites[:3])
+            raise InputError("layers", _text(options.layers), "at least one module that can be measured", reasons)
+        label = f"{'baseline: ' if baseline else ''}batches"
+        result = run_pass(
+            model, _all(ready.first, ready.rest), plan, survey, handles, forward=options.forward, loss=options.loss,
+            progress=lambda done: bar(label, done, batches.total),
+        )  # fmt: skip
+        for handle in handles:
+            handle.remove()
+        found, why = None, "not asked for"
+        if jacobian and (options.metrics is None or options.metrics & set(JACOBIAN)):
+            found, why = _jacobian(model, ready.first, options)
+    order: dict[str, int] = {}
+    for call in survey.calls:
+        order[call.name] = min(order.get(call.name, call.start), call.start)
+    globs = None if options.layers in (BLOCKS, "*") else {one.site.call.name for one in plan.sites}
+    weights = weight_matrices(model, order, globs)
+    numbers = Numbers(plan, result, wanted=options.metrics, baseline=baseline)
+    return Measured(survey, plan, numbers, weights, found, why, batches.notes)
+
+
+def _jacobian(model: nn.Module, first: Batch, options: MeasureOptions) -> tuple[MapJacobian | None, str]:
+    """The Jacobian of the whole map at the first samples, or the reason why there is none."""
+    if options.jacobian_samples == 0:
+        return None, "jacobian_samples=0"
+    few = first.first(options.jacobian_samples)
+    floats = [t for t in tensors_in(few.whole if options.forward else (few.args, few.kwargs)) if t.is_floating_point()]
+    if not floats:
+        return None, "the inputs are whole numbers (tokens), for which there is no derivative"
+    if len(floats) > 1:
+        return None, f"the model has {len(floats)} real inputs; give forward= with one of them"
+    start = floats[0]
+
+    def function(x: Float[Tensor, "n ..."]) -> Tensor:
+        def put(t: Tensor) -> Tensor:
+            if t is start:
+                return x
+            return t[: x.shape[0]] if t.dim() and t.shape[0] == few.size else t
+
+        batch = dataclasses.replace(few, args=mapped(few.args, put), kwargs=mapped(few.kwargs, put),
+                                    whole=mapped(few.whole, put), size=x.shape[0])  # fmt: skip
+        return outputs_of(run_model(model, batch, options.forward))
+
+    try:
+        return map_jacobian(function, start), ""
+    except InputError as error:
+        return None, str(error)
+    except RuntimeError as error:
+        return None, f"the model cannot be differentiated ({' '.join(str(error).split())[:200]})"
+
+
+def _text(layers: str | Sequence[str]) -> str:
+    return layers if isinstance(layers, str) else ", ".join(layers)

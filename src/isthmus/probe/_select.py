@@ -1,0 +1,218 @@
+"""Which modules are measured: the repeated blocks, all of them, or those that patterns name."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import itertools
+from collections.abc import Sequence
+
+from torch import nn
+
+from isthmus._errors import InputError, near_name_hint
+from isthmus.probe._survey import MOST_CALLS, Call, Survey, TensorUse
+
+BLOCKS = "blocks"
+_LOOK_AHEAD = 24
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Site:
+    """A representation that is measured: the output of one call of a module, or the input of the first block.
+
+    Attributes:
+        label: name in the table.
+        call: the call it belongs to.
+        kind: `block`, `layer` or `input`.
+        pooled: whether all calls of the module count together.
+    """
+
+    label: str
+    call: Call
+    kind: str
+    pooled: bool = False
+
+    @property
+    def at(self) -> float:
+        """When it is there, on the survey's clock."""
+        return self.call.start if self.kind == "input" else self.call.end
+
+    @property
+    def value(self) -> TensorUse | None:
+        """The tensor."""
+        return self.call.input if self.kind == "input" else self.call.output
+
+    @property
+    def dimension(self) -> int:
+        """Where its features stand."""
+        return self.call.input_dimension if self.kind == "input" else self.call.dimension
+
+    @property
+    def why(self) -> str:
+        """Why it cannot be measured, or an empty string."""
+        return "" if self.kind == "input" else self.call.why
+
+
+def _own_matrices(module: nn.Module) -> bool:
+    return any(p.dim() >= 2 for p in module.parameters(recurse=False))
+
+
+def is_weight_layer(call: Call) -> bool:
+    """Whether a call multiplies its (real) input by a matrix of its own module."""
+    return call.input is not None and _own_matrices(call.module)
+
+
+def _preserves(call: Call) -> bool:
+    return call.input is not None and call.output is not None and call.input.shape == call.output.shape
+
+
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _chains(survey: Survey) -> list[list[Call]]:
+    """Groups of blocks: calls of one class, with parts, inside one parent, each fed by the one before.
+
+    Blocks may stand in a list or be numbered attributes. At least half of the neighbours must be chained directly.
+    """
+    groups: dict[tuple[str, type], list[Call]] = {}
+    for call in sorted(survey.calls, key=lambda c: c.start):
+        composite = next(call.module.children(), None) is not None
+        if composite and call.number == 0 and call.output is not None and call.depth > 0:
+            groups.setdefault((_parent(call.name), type(call.module)), []).append(call)
+    found: list[list[Call]] = []
+    for group in groups.values():
+        if len(group) < 2 or not any(True for _ in group[0].module.parameters()):
+            continue
+        if isinstance(group[0].module, (nn.ModuleList, nn.ModuleDict)):
+            continue
+        fed = sum(
+            a.output is not None and b.input is not None and (a.output.key == b.input.key or _leads(survey, a, b))
+            for a, b in itertools.pairwise(group)
+        )
+        if fed >= (len(group) - 1) / 2:
+            found.append(group)
+    return found
+
+
+def _leads(survey: Survey, a: Call, b: Call) -> bool:
+    """Whether `b` begins after `a` with a tensor of the same samples and at least one call in between, or none."""
+    if a.end > b.start or a.output is None or b.input is None or len(a.output.shape) != len(b.input.shape):
+        return False
+    between = [c for c in survey.calls if a.end < c.start and c.end < b.start and c.output is not None]
+    keys = {c.input.key for c in between if c.input is not None}
+    return a.output.key in keys and any(c.output is not None and c.output.key == b.input.key for c in between)
+
+
+def find_blocks(survey: Survey) -> list[Call]:
+    """The repeated blocks of a model, in order; empty where there are none.
+
+    Blocks that mostly change the shape, and all hold blocks that change it less often (the stages of a ResNet), are
+    replaced by them.
+    """
+    groups = _chains(survey)
+
+    def inside(group: list[Call], outer: Call) -> bool:
+        return all(c.name.startswith(f"{outer.name}.") for c in group)
+
+    def outermost(among: list[list[Call]]) -> list[list[Call]]:
+        return [g for g in among if not any(inside(g, c) for other in among if other is not g for c in other)]
+
+    def keeping(level: list[list[Call]]) -> float:
+        blocks = [c for group in level for c in group]
+        return sum(map(_preserves, blocks)) / len(blocks)
+
+    chosen: list[Call] = []
+    for top in outermost(groups):
+        level = [top]
+        while keeping(level) <= 0.5:
+            blocks = [c for group in level for c in group]
+            nested = outermost([g for g in groups if any(inside(g, c) for c in blocks)])
+            whole = nested and all(any(inside(g, c) for g in nested) for c in blocks)
+            if not whole or keeping(nested) <= keeping(level):
+                break
+            level = nested
+        chosen.extend(c for group in level for c in group)
+    return sorted({id(c): c for c in chosen}.values(), key=lambda c: c.end)
+
+
+def _labels(calls: Sequence[Call], survey: Survey, kind: str) -> list[Site]:
+    sites: list[Site] = []
+    for call in calls:
+        times = len(survey.calls_of(call.name))
+        pooled = times > MOST_CALLS
+        if pooled and call.number:
+            continue
+        label = call.name if times == 1 or pooled else f"{call.name} (call {call.number + 1})"
+        sites.append(Site(label, call, kind, pooled))
+    return sites
+
+
+def select_sites(survey: Survey, layers: str | Sequence[str]) -> list[Site]:
+    """The representations that `layers` asks for, in the order of execution.
+
+    Args:
+        survey: of the model.
+        layers: `"blocks"`: the repeated blocks and the input of each chain of them; where there are none, the layers
+            that have weight matrices and the input of the first. `"*"`: every module. Otherwise one or several globs
+            of module names.
+
+    Raises:
+        InputError: a pattern that no module matches (with the closest names), or only modules that are never called.
+    """
+    calls = [c for c in survey.calls if c.name != "(model)" or len(survey.modules) == 1]
+    patterns = [layers] if isinstance(layers, str) else list(layers)
+    if not patterns:
+        raise InputError("layers", "nothing", "'blocks', '*' or globs of module names")
+    if patterns == [BLOCKS]:
+        blocks = find_blocks(survey)
+        if blocks:
+            again = [c for b in blocks for c in survey.calls_of(b.name)]
+            return sorted(_with_inputs(_labels(again, survey, "block")), key=lambda s: s.at)
+        with_weights = [c for c in calls if _own_matrices(c.module) and c.output is not None]
+        sites = _labels(with_weights or calls, survey, "layer")
+        start = min(with_weights or calls, key=lambda c: c.start, default=None)
+        if start is not None and start.input is not None and len(start.input.shape) > 1:
+            sites.insert(0, Site(f"{start.name} (input)", start, "input"))
+        return sites
+    known = [name for name in survey.modules if name != "(model)" or len(survey.modules) == 1]
+    wanted: set[str] = set()
+    for pattern in patterns:
+        matching = set(fnmatch.filter(known, pattern)) | ({pattern} & set(known))
+        if not matching:
+            raise InputError("layers", pattern, "'blocks', '*' or a pattern that matches a module's name",
+                             near_name_hint(pattern, known) if len(known) < 2000 else "")  # fmt: skip
+        wanted |= matching
+    chosen = [c for c in calls if c.name in wanted]
+    if not chosen:
+        name = sorted(wanted)[0]
+        raise InputError("layers", ", ".join(patterns), "modules that a forward pass calls",
+                         f"{name}: {survey.why_not_called(name)}")  # fmt: skip
+    blocks = {id(b) for b in find_blocks(survey)}
+    sites = _labels(chosen, survey, "layer")
+    return [dataclasses.replace(s, kind="block") if id(s.call) in blocks else s for s in sites]
+
+
+def _with_inputs(blocks: list[Site]) -> list[Site]:
+    """Before the first block of a chain, the input of it: the start of the residual stream."""
+    sites: list[Site] = []
+    produced = {s.call.output.key for s in blocks if s.call.output is not None}
+    before = None
+    for site in blocks:
+        call = site.call
+        start = call.input is not None and call.input.key not in produced and len(call.input.shape) > 1
+        if start and call.input is not None and (before is None or _parent(before) != _parent(call.name)):
+            sites.append(Site(f"{site.label} (input)", call, "input"))
+        before = call.name
+        sites.append(site)
+    return sites
+
+
+def next_weight_layer(survey: Survey, site: Site) -> Call | None:
+    """The first call that multiplies something computed from a representation by a weight matrix of its own."""
+    value = site.value
+    later = [c for c in survey.calls if c.start > site.at and is_weight_layer(c)]
+    for call in sorted(later, key=lambda c: c.start)[:_LOOK_AHEAD]:
+        if value is not None and call.input is not None and survey.reads(value, call.input):
+            return call
+    return None
