@@ -247,6 +247,7 @@ def test_models_side_by_side_are_aligned_by_position(make_measured: MakeRun) -> 
     page = Page(build_page([first, second]))
     charts = [s for s in page.specs if s["description"].startswith("Line chart of centred participation ratio: First")]
     assert len(charts) == 1
+    assert charts[0]["height"] < 200  # one of five
     rows = charts[0]["datasets"]["rows"]
     assert {row["s"] for row in rows} == {"First model", "Second model"}
     assert [row["x"] for row in rows if row["s"] == "Second model"] == [0, 0.5, 1]
@@ -319,6 +320,12 @@ def test_a_run_without_its_mapping_is_still_a_measured_one(make_measured: MakeRu
     del run.run["measured"]
     assert read_layers(run.run) is not None
     assert "effective depth" not in Page(build_page(run)).text
+
+
+def test_a_leaky_resnet_that_was_measured_keeps_the_page_of_a_path(normal_run: RunFolder) -> None:
+    run = RunFolder.open(normal_run.path)
+    run.run["command"] = "measure"
+    assert "Is the energy conserved along the path?" in Page(build_page(run)).text
 
 
 def test_names_are_shortened_where_they_say_least() -> None:

@@ -124,8 +124,8 @@ def _layers(found: object, kind: str) -> tuple[Layer, ...]:
 def read_layers(run: Mapping[str, Any]) -> Layers | None:
     """The layers of a run of `measure`; nothing where the run is of another command."""
     found = run.get("measured")
-    if not isinstance(found, dict):
-        return Layers((), (), ()) if run.get("command") == "measure" else None
+    if not isinstance(found, dict):  # a Leaky ResNet that was measured has a path, and the page of a path
+        return Layers((), (), ()) if run.get("command") == "measure" and "leaky" not in run else None
     part = cast("Mapping[str, Any]", found)
     skipped = tuple(
         Skipped(text_of(entry.get("name")), text_of(entry.get("type")), text_of(entry.get("reason")) or "no reason")

@@ -26,8 +26,10 @@ def _baselines(run: RunView, metric: str) -> list[str]:
 
 def _both(run: RunView, metric: str, of: str | None, name: str = "", **how: float | str | None) -> list[Curve]:
     """The curve of a metric, and the same of every baseline that the run has it for."""
-    asked: list[str] = ["", *_baselines(run, metric)]
-    return [run.curve(metric, of, name, baseline=baseline, **how) for baseline in asked]  # type: ignore[arg-type]
+    own = run.curve(metric, of, name, **how)  # type: ignore[arg-type]
+    others = [run.curve(metric, of, name, baseline=b, **how) for b in _baselines(run, metric)]  # type: ignore[arg-type]
+    # What a baseline lacks for the same reason as the model itself is said once.
+    return [own, *(dataclasses.replace(c, reasons=()) if c.reasons == own.reasons else c for c in others)]
 
 
 def _where(curve: Curve, row: int) -> str:
@@ -281,7 +283,7 @@ def measured_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
     found = [
         Section("dimensions", "Dimensions", "How much of the space of each layer the data really use.", [],
                 figures(_RANK, _COST)),
-        Section("layer-spectra-all", "Spectra by layer", "Every singular value behind those counts, layer by layer.", [], heat),
+        Section("layer-spectra-all", "Spectra by layer", "The singular values behind those counts.", [], heat),
         Section("weights", "Weights", "What the layers themselves use, whatever the data are.", [],
                 [*figures(_WEIGHTS), weights]),
         Section("movement", "Work and signals", "Where the work is done, and what the loss asks of the layers.", [],
