@@ -70,6 +70,11 @@ def test_every_metric_is_recorded_or_explained() -> None:
         "gradient_norm",
         "accuracy",
         "r_squared",
+        "jacobian_rank",  # of any model, by isthmus.measure
+        "jacobian_log_pseudodet",
+        "backward_norm",
+        "backward_participation_ratio",
+        "observations",
     }
     cases: dict[str, Callable[[], PathMeasurement]] = {
         "all": lambda: measure_path(net, geo.path[0].T, geo.target.T, loss=square, ridge=RIDGE),

@@ -17,6 +17,7 @@ from rich.markup import escape
 import isthmus
 from isthmus._errors import DataNote, DivergedError, InputError, IsthmusError
 from isthmus.cli._demo import demo
+from isthmus.cli._measure import measure
 from isthmus.cli._predict import predict
 from isthmus.cli._report import report
 from isthmus.cli._train import train
@@ -29,6 +30,7 @@ app = cyclopts.App(
 )
 app.command(demo)
 app.command(train)
+app.command(measure)
 app.command(predict)
 app.command(report)
 
@@ -43,9 +45,9 @@ def _say(console: Console, label: str, text: str) -> None:
 
 
 def _without_config(words: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The command line without the `--config FILE` of `train`, and that file."""
+    """The command line without the `--config FILE` of `train` or `measure`, and that file."""
     rest, file = list(words), None
-    if rest[:1] != ["train"]:
+    if rest[:1] not in (["train"], ["measure"]):
         return rest, None
     for i, word in enumerate(rest):
         if word == CONFIG or word.startswith(CONFIG + "="):
@@ -103,7 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(console, "failed", str(error))
             return FAILED
         except KeyboardInterrupt:
-            _say(console, "interrupted", "continue with `isthmus train --resume` and the run folder")
+            begun = (sys.argv[1:] if arguments is None else list(arguments))[:1] in (["train"], ["demo"])
+            hint = "continue with `isthmus train --resume` and the run folder" if begun else "nothing was written"
+            _say(console, "interrupted", hint)
             return INTERRUPTED
     return 0
 

@@ -41,11 +41,11 @@ class Node:
     """
 
     label: str
-    at: float
+    at: float | int
     width: int
     spectrum: Float[Tensor, " k"]
     n: int
-    scale: float
+    scale: float | int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ class WeightNode:
     """A weight matrix as the search sees it: its name, when its module is first called, and its singular values."""
 
     name: str
-    at: float
+    at: float | int
     shape: tuple[int, int]
     spectrum: Float[Tensor, " k"]
 

@@ -1,5 +1,11 @@
 """From a network and data to numbers and sentences."""
 
+from isthmus.probe._dry_run import MeasurePlan as MeasurePlan
+from isthmus.probe._dry_run import plan_measure as plan_measure
+from isthmus.probe._loading import choose_arrays as choose_arrays
+from isthmus.probe._loading import load_arrays as load_arrays
+from isthmus.probe._loading import load_factory as load_factory
+from isthmus.probe._loading import load_weights as load_weights
 from isthmus.probe._measure import NO_LEAK as NO_LEAK
 from isthmus.probe._measure import NO_MOMENTA as NO_MOMENTA
 from isthmus.probe._measure import PathMeasurement as PathMeasurement

@@ -35,7 +35,7 @@ def _layers_text(layers: str | Sequence[str]) -> str:
 
 def _left_out(main: Measured, layers: str | Sequence[str]) -> list[dict[str, str]]:
     """Every module that has no row of its own yet, with the reason."""
-    present = {one.site.call.name for one in main.plan.sites if one.site.kind != "input"}
+    present = {one.site.call.name for one in main.plan.sites if not one.site.at_input}
     patterns = [layers] if isinstance(layers, str) else list(layers)
     found: list[dict[str, str]] = []
     for name, module in main.survey.modules.items():
@@ -77,7 +77,7 @@ def _record_model(table: MetricTable, main: Measured, options: MeasureOptions) -
         passage = passage_of(main.numbers, main.weights, j)
         if passage.found:
             note = f"{passage.evidence} of 3 kinds of evidence; beside the mean"
-            rows["bottleneck_rank"] = [table.add("bottleneck_rank", passage.k, layer="model", n=samples, note=note)]
+            rows["bottleneck_rank"] = [table.add("bottleneck_rank", float(passage.k), layer="model", n=samples, note=note)]
         else:
             reason = f"no bottleneck: {passage.reason}"
             rows["bottleneck_rank"] = [table.skip("bottleneck_rank", reason, layer="model")]

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from isthmus._errors import IsthmusError
-from isthmus._records import Claim, RunFolder, check_new_folder
+from isthmus._records import Claim, RunFolder, check_new_folder, write_whole
 from isthmus.report import write_page
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ class Measurement:
                 f"to_pandas needs pandas and pyarrow ({error}): pip install 'isthmus[pandas]'"
             ) from error
 
+    def with_record(self, *, title: str, configuration: Mapping[str, Any]) -> Measurement:
+        """The same with another title and more of how it was made, for the run folder and the page."""
+        record = dict(self.record)
+        record["title"], record["configuration"] = title, {**record["configuration"], **configuration}
+        return dataclasses.replace(self, record=record)
+
     def save(self, folder: str | os.PathLike[str], *, command: str = "measure") -> RunFolder:
         """Write a run folder with the page, whole or not at all.
 
@@ -102,8 +108,6 @@ class Measurement:
         target = Path(path)
         with tempfile.TemporaryDirectory() as temporary:
             page = (self.save(Path(temporary) / "run").path / "report.html").read_bytes()
-        from isthmus._records import write_whole
-
         write_whole(target, lambda part: part.write_bytes(page))
         return target
 

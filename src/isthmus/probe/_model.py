@@ -11,14 +11,13 @@ import torch
 from torch import nn
 
 from isthmus._errors import InputError
-from isthmus._random import check_seed
-from isthmus._records import MetricTable, check_metric
+from isthmus._records import MetricTable
 from isthmus.models import LeakyResNet
 from isthmus.probe._assemble import assemble, measure_leaky
 from isthmus.probe._baseline import fresh_model
-from isthmus.probe._losses import loss_of
 from isthmus.probe._measurement import Measurement
-from isthmus.probe._one import Forward, MeasureOptions, first_batch, measure_one, placed_on, unwrapped
+from isthmus.probe._one import Forward, first_batch, measure_one
+from isthmus.probe._options import options_of
 from isthmus.probe._path_model import path_model, path_of
 from isthmus.probe._progress import progress_bar
 from isthmus.probe._select import BLOCKS
@@ -93,16 +92,10 @@ def measure(
         >>> [layer["name"] for layer in found.layers]
         ['0 (input)', '0', '2']
     """
-    bare, notes = unwrapped(model)
-    wanted = None if metrics is None else frozenset(check_metric(name).name for name in metrics)
-    if jacobian_samples < 0 or jacobian_samples == 1:
-        raise InputError("jacobian_samples", jacobian_samples, "0, or at least 2 for a standard error")
-    loss_function, loss_name = loss_of(loss, targets)
-    options = MeasureOptions(
-        layers, targets, loss_function, loss_name, forward, max_samples, batch_size, max_memory, jacobian_samples,
-        wanted, check_seed(seed),
+    placed, options, notes = options_of(
+        model, layers=layers, targets=targets, loss=loss, forward=forward, max_samples=max_samples, device=device,
+        metrics=metrics, batch_size=batch_size, max_memory=max_memory, jacobian_samples=jacobian_samples, seed=seed,
     )  # fmt: skip
-    placed = placed_on(bare, device)
     along = path_of(placed, path)
     started = time.perf_counter()
     if isinstance(placed, LeakyResNet) and path is None and forward is None and layers == BLOCKS and baseline is None:

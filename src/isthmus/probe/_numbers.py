@@ -205,8 +205,8 @@ class Numbers:
                 progress(done + 1, len(self.plan.sites))
 
     def _row(
-        self, table: MetricTable, metric: str, value: float | None, layer: str, *, why: str = "", failed: bool = False,
-        **where: Any,
+        self, table: MetricTable, metric: str, value: float | int | None, layer: str, *, why: str = "",
+        failed: bool = False, **where: Any,
     ) -> None:  # fmt: skip
         if self.wanted is not None and metric not in self.wanted and metric != "observations":
             return
@@ -215,7 +215,7 @@ class Numbers:
             common["note"] = why
             row = table.add(metric, None, status="failed" if failed else "skipped", **common)
         else:
-            row = table.add(metric, value, **common)
+            row = table.add(metric, float(value), **common)
         self.rows.setdefault(metric, {}).setdefault(layer, []).append(row)
 
     def _site(self, table: MetricTable, one: MeasuredSite, index: int) -> None:
@@ -239,7 +239,8 @@ class Numbers:
         self._row(table, "negative_fraction", min(share, 1.0), label, **where)
         if one.moves and norm_sq > 0:
             move = (one.moved_norm_sq / norm_sq) ** 0.5
-            self._row(table, "relative_move", move, label, note="its output minus its own input", **where)
+            said = "its output minus its own input" if one.site.previous is None else f"from {one.site.previous.label}"
+            self._row(table, "relative_move", move, label, note=said, **where)
         else:
             why = one.no_move or "the representation is 0"
             self._row(table, "relative_move", None, label, why=why, **where)

@@ -64,10 +64,13 @@ class _Collector:
             self.tracks.setdefault((track.call.name, track.call.number, track.at_input), []).append(track)
             if track.pooled:
                 self.pooled.add(track.call.name)
+        self.stream: dict[int, tuple[Tensor, int]] = {}
+        self.followed = {id(one.site.previous) for one in plan.sites if one.site.previous is not None}
         for one in plan.sites:
-            if one.track is not None and (one.moves or one.gradients is not None):
-                at_input = one.site.kind == "input"
-                self.sites.setdefault((one.site.call.name, one.site.call.number, at_input), []).append(one)
+            needed = one.moves or one.gradients is not None or id(one.site) in self.followed
+            if one.track is not None and needed:
+                key = (one.site.call.name, one.site.call.number, one.site.at_input)
+                self.sites.setdefault(key, []).append(one)
         wanted = {name for name, _, _ in (*self.tracks, *self.sites)}
         if backward:
             wanted |= {c.name for c in survey.calls if c.input is None and c.output is not None}
@@ -82,6 +85,7 @@ class _Collector:
         self.counts.clear()
         self.held.clear()
         self.inputs.clear()
+        self.stream.clear()
         self.sources = []
 
     def _before(self, name: str) -> Any:
@@ -96,6 +100,8 @@ class _Collector:
             if tensor is None:
                 return
             self._meet(key, tensor)
+            for one in self.sites.get(key, ()):
+                self._follow(one, tensor)
             if moving:
                 self.inputs[f"{name}:{number}"] = tensor.detach().clone() if moving[0].site.call.mutates else tensor
 
@@ -174,7 +180,7 @@ class _Collector:
                 del self.held[id(track)]
 
     def _move(self, one: MeasuredSite, start: Tensor, end: Tensor) -> None:
-        dimension = one.site.call.dimension
+        dimension = one.site.dimension
         before = self._rows(start.detach(), dimension, one.site.call.name)
         after = self._rows(end.detach(), dimension, one.site.call.name)
         if before is None or after is None or before.shape != after.shape:
@@ -182,6 +188,18 @@ class _Collector:
             return
         exact = torch.float64 if after.dtype == torch.float64 else torch.float32
         one.moved_norm_sq += float(torch.linalg.vector_norm(after.to(exact) - before.to(exact)).double() ** 2)
+
+    def _follow(self, one: MeasuredSite, here: Tensor) -> None:
+        """The move along a residual stream that no module gives as its output."""
+        start = None if one.site.previous is None else self.stream.pop(id(one.site.previous), None)
+        if one.moves and start is not None:
+            before, version = start
+            if before._version == version:
+                self._move(one, before, here)
+            else:
+                one.moves, one.no_move = False, "the stream is changed in place"
+        if id(one.site) in self.followed:
+            self.stream[id(one.site)] = (here, here._version)
 
     def _gradient(self, one: MeasuredSite, size: int) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:

@@ -176,13 +176,15 @@ class _Planner:
         value = site.value
         if value is None:
             return MeasuredSite(site, why=site.why or "it gave no tensor")
-        found = self.track(value, site.call, site.kind == "input", site.dimension, site.pooled)
+        found = self.track(value, site.call, site.at_input, site.dimension, site.pooled)
         if isinstance(found, str):
             return MeasuredSite(site, why=found)
         made = MeasuredSite(site, found)
         call = site.call
         composite = next(call.module.children(), None) is not None
-        if site.kind == "input" or site.pooled:
+        if site.previous is not None:
+            made.moves = True
+        elif site.kind == "input" or site.pooled:
             made.no_move = "the start of a chain of blocks" if site.kind == "input" else "called many times in a pass"
         elif call.input is None or call.output is None or call.input.shape != call.output.shape:
             given = "no tensor" if call.input is None else f"shape {call.input.shape}"
@@ -195,7 +197,7 @@ class _Planner:
             cost = _bytes(found.width)
             if self.memory + cost > self.limit:
                 made.no_gradient = f"its {found.width} features need {_size(cost)} more memory: raise max_memory"
-            elif found.at_input != (site.kind == "input") or found.call is not call:
+            elif found.at_input != site.at_input or found.call is not call:
                 made.no_gradient = "the same tensor as that of another row"
             else:
                 made.gradients = StreamAccumulator()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import itertools
+import re
 from collections.abc import Sequence
 
 from torch import nn
@@ -18,39 +19,44 @@ _LOOK_AHEAD = 24
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Site:
-    """A representation that is measured: the output of one call of a module, or the input of the first block.
+    """A representation that is measured: what one call of a module gives, or is given.
 
     Attributes:
         label: name in the table.
         call: the call it belongs to.
-        kind: `block`, `layer` or `input`.
+        kind: `block`, `layer`, or `input` for the start of a chain of blocks.
+        at_input: whether it is what the call is given.
         pooled: whether all calls of the module count together.
+        previous: the site before it on the residual stream, where it is one that no module gives as its output; its
+            move is measured from there.
     """
 
     label: str
     call: Call
     kind: str
+    at_input: bool = False
     pooled: bool = False
+    previous: Site | None = None
 
     @property
-    def at(self) -> float:
+    def at(self) -> int:
         """When it is there, on the survey's clock."""
-        return self.call.start if self.kind == "input" else self.call.end
+        return self.call.start if self.at_input else self.call.end
 
     @property
     def value(self) -> TensorUse | None:
         """The tensor."""
-        return self.call.input if self.kind == "input" else self.call.output
+        return self.call.input if self.at_input else self.call.output
 
     @property
     def dimension(self) -> int:
         """Where its features stand."""
-        return self.call.input_dimension if self.kind == "input" else self.call.dimension
+        return self.call.input_dimension if self.at_input else self.call.dimension
 
     @property
     def why(self) -> str:
         """Why it cannot be measured, or an empty string."""
-        return "" if self.kind == "input" else self.call.why
+        return "" if self.at_input else self.call.why
 
 
 def _own_matrices(module: nn.Module) -> bool:
@@ -144,7 +150,7 @@ def _labels(calls: Sequence[Call], survey: Survey, kind: str) -> list[Site]:
         if pooled and call.number:
             continue
         label = call.name if times == 1 or pooled else f"{call.name} (call {call.number + 1})"
-        sites.append(Site(label, call, kind, pooled))
+        sites.append(Site(label, call, kind, pooled=pooled))
     return sites
 
 
@@ -169,11 +175,14 @@ def select_sites(survey: Survey, layers: str | Sequence[str]) -> list[Site]:
         if blocks:
             again = [c for b in blocks for c in survey.calls_of(b.name)]
             return sorted(_with_inputs(_labels(again, survey, "block")), key=lambda s: s.at)
+        stream = _stream(survey)
+        if stream:
+            return stream
         with_weights = [c for c in calls if _own_matrices(c.module) and c.output is not None]
         sites = _labels(with_weights or calls, survey, "layer")
         start = min(with_weights or calls, key=lambda c: c.start, default=None)
         if start is not None and start.input is not None and len(start.input.shape) > 1:
-            sites.insert(0, Site(f"{start.name} (input)", start, "input"))
+            sites.insert(0, Site(f"{start.name} (input)", start, "input", at_input=True))
         return sites
     known = [name for name in survey.modules if name != "(model)" or len(survey.modules) == 1]
     wanted: set[str] = set()
@@ -193,6 +202,52 @@ def select_sites(survey: Survey, layers: str | Sequence[str]) -> list[Site]:
     return [dataclasses.replace(s, kind="block") if id(s.call) in blocks else s for s in sites]
 
 
+def _stream(survey: Survey) -> list[Site]:
+    """The residual stream of a model that adds branches to it outside of any module: the inputs of the branches.
+
+    A branch keeps the shape of its input, and the input of the next one depends on what it gave.
+    """
+    groups: dict[tuple[str, type], list[Call]] = {}
+    for call in sorted(survey.calls, key=lambda c: c.start):
+        composite = next(call.module.children(), None) is not None
+        if composite and call.number == 0 and call.depth > 0 and _preserves(call):
+            groups.setdefault((re.sub(r"\d+", "*", call.name), type(call.module)), []).append(call)
+    found: dict[int, Site] = {}
+    for group in groups.values():
+        if len(group) < 2 or _own_shape(group) is None or any(id(c) in found for c in group):
+            continue
+        read = [_reads(survey, a, b) for a, b in itertools.pairwise(group)]
+        if not all(read):
+            continue
+        first = group[0]
+        here = Site(f"{first.name} (input)", first, "input", at_input=True)
+        found[id(first)] = here
+        for branch, after in zip(group, [*group[1:], _reader_after(survey, group[-1])], strict=True):
+            if after is not None:
+                here = Site(f"{branch.name} (stream)", after, "block", at_input=True, previous=here)
+                found[id(after)] = here
+    return sorted(found.values(), key=lambda s: s.at)
+
+
+def _own_shape(group: Sequence[Call]) -> tuple[int, ...] | None:
+    """The one shape of all inputs of a group, or None where they differ."""
+    shapes = {c.input.shape for c in group if c.input is not None}
+    return shapes.pop() if len(shapes) == 1 else None
+
+
+def _reads(survey: Survey, a: Call, b: Call) -> bool:
+    return a.end < b.start and a.output is not None and b.input is not None and survey.reads(a.output, b.input)
+
+
+def _reader_after(survey: Survey, last: Call) -> Call | None:
+    """The first call after the last branch that is given the stream."""
+    for call in sorted(survey.calls, key=lambda c: c.start):
+        same = call.input is not None and last.input is not None and call.input.shape == last.input.shape
+        if call.start > last.end and same and _reads(survey, last, call):
+            return call
+    return None
+
+
 def _with_inputs(blocks: list[Site]) -> list[Site]:
     """Before the first block of a chain, the input of it: the start of the residual stream."""
     sites: list[Site] = []
@@ -202,7 +257,7 @@ def _with_inputs(blocks: list[Site]) -> list[Site]:
         call = site.call
         start = call.input is not None and call.input.key not in produced and len(call.input.shape) > 1
         if start and call.input is not None and (before is None or _parent(before) != _parent(call.name)):
-            sites.append(Site(f"{site.label} (input)", call, "input"))
+            sites.append(Site(f"{site.label} (input)", call, "input", at_input=True))
         before = call.name
         sites.append(site)
     return sites

@@ -1,0 +1,121 @@
+"""`isthmus measure`: any PyTorch model and a file of samples to a page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+
+from isthmus._errors import InputError
+from isthmus.cli._output import fresh_folder, print_run
+
+
+def _arguments(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise InputError("arguments", text, f"JSON such as '{{\"width\": 64}}' ({error})") from None
+    if not isinstance(found, dict):
+        raise InputError("arguments", text, "a JSON object of keyword arguments, such as '{\"width\": 64}'")
+    return found
+
+
+def measure(
+    model: Annotated[str, Parameter(help="What makes the model: package.module:factory or file.py:factory.")],
+    *,
+    data: Annotated[Path, Parameter(help="Samples: .npz, .npy, .safetensors or .pt.")],
+    weights: Annotated[Path | None, Parameter(help="Weights: .safetensors, or a .pt of tensors alone.")] = None,
+    arguments: Annotated[str, Parameter(help="Keyword arguments of the factory, as JSON.")] = "{}",
+    inputs: Annotated[tuple[str, ...], Parameter(help="Arrays that are inputs; all but targets unless given.")] = (),
+    targets: Annotated[str | None, Parameter(help="Array of targets; y, labels, … unless given.")] = None,
+    loss: Annotated[str | None, Parameter(help="cross_entropy, square or model: measures gradients, too.")] = None,
+    layers: Annotated[tuple[str, ...], Parameter(help="blocks, '*' or globs of module names.")] = ("blocks",),
+    max_samples: Annotated[int | None, Parameter(help="Samples to use at most.")] = None,
+    batch_size: Annotated[int | None, Parameter(help="Samples per batch; chosen by their size unless given.")] = None,
+    metrics: Annotated[tuple[str, ...], Parameter(help="Metrics to compute; all unless given.")] = (),
+    baseline: Annotated[str | None, Parameter(help="`init`: measure the model before its weights, too.")] = None,
+    jacobian_samples: Annotated[int, Parameter(help="Samples at which the Jacobian is taken; 0 for none.")] = 16,
+    max_memory: Annotated[float | None, Parameter(help="Bytes for second moments; half of what is free.")] = None,
+    device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, …")] = "cpu",
+    seed: Annotated[int, Parameter(help="Seed of the factory's weights and of random states.")] = 0,
+    out: Annotated[Path | None, Parameter(help="New run folder; a fresh one under runs/ unless given.")] = None,
+    config: Annotated[Path | None, Parameter(help="TOML file of options; the command line wins over it.")] = None,
+    dry_run: Annotated[bool, Parameter(help="Say memory and time; measure nothing.", negative="")] = False,
+    quiet: Annotated[bool, Parameter(help="No progress bar.", negative="")] = False,
+) -> None:  # fmt: skip
+    """Measure any PyTorch model: where it works, how many dimensions survive, which layers are idle.
+
+    The file that makes the model runs; weights and samples are never unpickled.
+    """
+    if baseline not in (None, "init"):
+        raise InputError("baseline", baseline, "'init', or nothing")
+    from isthmus._records import check_new_folder
+
+    given = _arguments(arguments)
+    if out is not None:
+        check_new_folder(out)
+
+    import torch
+
+    from isthmus import probe
+    from isthmus._random import check_seed
+
+    def make() -> torch.nn.Module:
+        torch.manual_seed(check_seed(seed))
+        return probe.load_factory(model, given)
+
+    arrays = probe.load_arrays(data)
+    chosen, found = probe.choose_arrays(arrays, inputs, targets)
+    network = make().to(device) if _usable(device) else make()
+    if weights is not None:
+        probe.load_weights(network, weights)
+    common: dict[str, Any] = {
+        "layers": layers[0] if len(layers) == 1 else list(layers), "targets": found if loss else None, "loss": loss,
+        "max_samples": max_samples, "batch_size": batch_size, "metrics": metrics or None, "max_memory": max_memory,
+        "device": device, "seed": seed,
+    }  # fmt: skip
+    if loss and loss != "model" and found is None:
+        raise InputError("targets", "none in the file", f"an array of targets for the loss {loss!r}",
+                         f"the file holds {', '.join(arrays)}; name one with targets")  # fmt: skip
+    samples: Any = chosen
+    if loss == "model" and found is not None:
+        samples, common["targets"] = _with_labels(chosen, found), None
+    if dry_run:
+        console = Console()
+        for name, value in probe.plan_measure(network, samples, **common).lines():
+            console.print(f"{name:<22}{escape(value)}", highlight=False, soft_wrap=True)
+        console.print("dry run: nothing was measured or written", highlight=False)
+        return
+    measured = probe.measure(network, samples, **common, baseline=make if baseline else None, progress=not quiet,
+                             jacobian_samples=jacobian_samples)  # fmt: skip
+    run = measured.with_record(
+        title=f"{type(network).__name__} on {data.name}",
+        configuration={"model": model, "arguments": given, "data": str(data),
+                       "weights": None if weights is None else str(weights), "inputs": list(inputs),
+                       "targets": targets, "baseline": baseline},
+    ).save(out or fresh_folder("measure"))  # fmt: skip
+    for note in measured.notes:
+        Console(stderr=True).print(f"[bold]note:[/bold] {escape(note)}", soft_wrap=True, highlight=False)
+    print_run(run)
+
+
+def _with_labels(chosen: Any, labels: Any) -> dict[str, Any]:
+    if not isinstance(chosen, dict):
+        raise InputError("loss", "model", "inputs by name, so that labels can stand beside them",
+                         "name each with inputs")  # fmt: skip
+    return {**chosen, "labels": labels}
+
+
+def _usable(device: str) -> bool:
+    """Whether a model can be made there at once; where not, `measure` says why."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+    return True

@@ -1,0 +1,47 @@
+"""The options of a measurement, checked before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from isthmus._errors import InputError
+from isthmus._random import check_seed
+from isthmus._records import check_metric
+from isthmus.probe._losses import loss_of
+from isthmus.probe._one import Forward, MeasureOptions, placed_on, unwrapped
+
+
+def options_of(
+    model: Any,
+    *,
+    layers: str | Sequence[str],
+    targets: Any,
+    loss: Any,
+    forward: Forward | None,
+    max_samples: int | None,
+    device: torch.device | str | None,
+    metrics: Collection[str] | None,
+    batch_size: int | None,
+    max_memory: float | int | None,
+    jacobian_samples: int,
+    seed: int,
+) -> tuple[nn.Module, MeasureOptions, list[str]]:
+    """The model without its wrappers on the device asked for, the options, and what was decided on the way.
+
+    Raises:
+        InputError: an option that cannot be used.
+    """
+    bare, notes = unwrapped(model)
+    wanted = None if metrics is None else frozenset(check_metric(name).name for name in metrics)
+    if jacobian_samples < 0 or jacobian_samples == 1:
+        raise InputError("jacobian_samples", jacobian_samples, "0, or at least 2 for a standard error")
+    loss_function, loss_name = loss_of(loss, targets)
+    options = MeasureOptions(
+        layers, targets, loss_function, loss_name, forward, max_samples, batch_size, max_memory, jacobian_samples,
+        wanted, check_seed(seed),
+    )  # fmt: skip
+    return placed_on(bare, device), options, notes
