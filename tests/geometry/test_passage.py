@@ -97,7 +97,7 @@ def test_no_narrower_than_what_comes_in() -> None:
     run = nodes([broken(5, 1e9), broken(5, 1e9), broken(5, 1e9)])
     found = find_passage(run, [weight(1, broken(5, 9))])
     assert not found.found
-    assert "has 5 dimensions, and 5 came in" in found.reason
+    assert "after 5 dimensions, of 5 that came in" in found.reason
 
 
 def test_what_rounding_left_is_no_evidence() -> None:

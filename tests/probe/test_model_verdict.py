@@ -237,7 +237,7 @@ def test_blocks_that_move_by_known_amounts() -> None:
     assert busy is not None
     assert "Idle layers: 2, 3 move" in idle.text
     assert "Overworked layers: 5 move" in busy.text
-    moves = found.table.filter(found.table["metric"] == "relative_move").filter(found.table["status"] == "ok")
+    moves = found.table.filter(pl.col("metric") == "relative_move", pl.col("status") == "ok")
     expected = [size / (1 + size**2) ** 0.5 for size in sizes]  # an orthogonal branch: nearly ⟂ to its input
     assert moves["value"].to_list() == pytest.approx(expected, rel=0.25, abs=1e-9)
     advice = claim(found, "advice")

@@ -64,8 +64,8 @@ def measure(
     from isthmus import probe
     from isthmus._random import check_seed
 
-    def make() -> torch.nn.Module:
-        torch.manual_seed(check_seed(seed))
+    def make(draw: int = 0) -> torch.nn.Module:
+        torch.manual_seed(check_seed(seed) + draw)
         return probe.load_factory(model, given)
 
     arrays = probe.load_arrays(data)
@@ -90,7 +90,8 @@ def measure(
             console.print(f"{name:<22}{escape(value)}", highlight=False, soft_wrap=True)
         console.print("dry run: nothing was measured or written", highlight=False)
         return
-    measured = probe.measure(network, samples, **common, baseline=make if baseline else None, progress=not quiet,
+    fresh = (lambda: make(1)) if baseline else None
+    measured = probe.measure(network, samples, **common, baseline=fresh, progress=not quiet,
                              jacobian_samples=jacobian_samples)  # fmt: skip
     run = measured.with_record(
         title=f"{type(network).__name__} on {data.name}",

@@ -146,7 +146,7 @@ def find_passage(
             True, "", k, first, last, before, gap, tuple(confirming), len(beside), confirmed, built[0] if built else ""
         )  # fmt: skip
         if k > NARROWER * before:
-            rejected = rejected or f"the clearest run of layers has {k} dimensions, and {before} came in"
+            rejected = rejected or f"the clearest break is after {k} dimensions, of {before} that came in"
         elif confirming or built or (confirmed is not None and k >= 2):
             return passage
         else:

@@ -77,7 +77,9 @@ def _record_model(table: MetricTable, main: Measured, options: MeasureOptions) -
         passage = passage_of(main.numbers, main.weights, j)
         if passage.found:
             note = f"{passage.evidence} of 3 kinds of evidence; beside the mean"
-            rows["bottleneck_rank"] = [table.add("bottleneck_rank", float(passage.k), layer="model", n=samples, note=note)]
+            rows["bottleneck_rank"] = [
+                table.add("bottleneck_rank", float(passage.k), layer="model", n=samples, note=note)
+            ]
         else:
             reason = f"no bottleneck: {passage.reason}"
             rows["bottleneck_rank"] = [table.skip("bottleneck_rank", reason, layer="model")]

@@ -185,7 +185,8 @@ class Batches:
                 mask = cast("Mapping[str, Any]", whole).get(name)
                 if isinstance(mask, Tensor) and mask.dim() == 2:
                     masks[name] = mask > 0
-        masks = {name: mask for name, mask in masks.items() if not bool(mask.all())}
+        if all(bool(mask.all()) for mask in masks.values()):
+            masks = {}  # no padding; where one has some, all are needed to tell sequences of other lengths apart
         return Batch(args, kwargs, whole, targets, masks, size)
 
     def _split(self, whole: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import io
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -139,7 +140,7 @@ class Measurement:
         return Group(*parts, "", grid, *([f"[dim]{remark}[/dim]"] if remark else []))
 
     def __str__(self) -> str:
-        console = Console(width=120, no_color=True, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+        console = Console(width=120, no_color=True, record=True, file=io.StringIO())
         console.print(self.__rich__())
         return console.export_text().rstrip()
 

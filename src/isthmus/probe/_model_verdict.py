@@ -144,7 +144,9 @@ def _factor(ratio: float) -> str:
 
 
 def _narrowest(numbers: Numbers, baseline: Numbers | None) -> Claim:
-    sizes = {o.site.label: _centred(o, numbers) for o in numbers.measured}
+    widths = [o.track.width for o in numbers.measured if o.track is not None]
+    wide = [o for o in numbers.measured if o.track is not None and 2 * o.track.width >= statistics.median(widths)]
+    sizes = {o.site.label: _centred(o, numbers) for o in wide}  # a head of few outputs is narrow by its task
     if not sizes:
         return Claim("narrowest", "Nothing was measured.", "none")
     label = min(sizes, key=lambda name: sizes[name])

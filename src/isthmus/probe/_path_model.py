@@ -14,7 +14,7 @@ PathOf = Callable[..., Any]
 """`(*inputs) → A_0, …, A_L`."""
 
 
-class _Node(nn.Module):
+class PathNode(nn.Module):
     """One representation of a path, with the one before it as input, so that its move can be measured."""
 
     def forward(self, before: Tensor, here: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ class PathModel(nn.Module):
     def __init__(self, model: nn.Module, path: PathOf, nodes: int) -> None:
         super().__init__()
         self.model = model
-        self.path = nn.ModuleList(_Node() for _ in range(nodes))
+        self.path = nn.ModuleList(PathNode() for _ in range(nodes))
         self._path_of = path
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from isthmus._errors import InputError
 from isthmus.geometry import CrossAccumulator, StreamAccumulator
 from isthmus.probe._batches import Batch
+from isthmus.probe._path_model import PathNode
 from isthmus.probe._select import Site, next_weight_layer
 from isthmus.probe._survey import SURVEY_SAMPLES, Call, Survey, TensorUse
 from isthmus.probe._tensors import kept_rows, observation_shape
@@ -135,7 +136,7 @@ def _bytes(width: int, other: int | None = None) -> int:
     return 8 * width * (width if other is None else other)
 
 
-def _size(number: float) -> str:
+def _size(number: float | int) -> str:
     return f"{number / 2**30:.3g} GiB" if number >= 2**29 else f"{number / 2**20:.3g} MiB"
 
 
@@ -189,6 +190,9 @@ class _Planner:
         elif call.input is None or call.output is None or call.input.shape != call.output.shape:
             given = "no tensor" if call.input is None else f"shape {call.input.shape}"
             made.no_move = f"its input ({given}) is not of the shape of its output {call.output and call.output.shape}"
+        elif isinstance(call.module, PathNode):
+            made.moves = call.input.key != call.output.key
+            made.no_move = "" if made.moves else "the start of the path"
         elif site.kind != "block" and not composite and not any(True for _ in call.module.parameters()):
             made.no_move = "a module without parts or weights"
         else:

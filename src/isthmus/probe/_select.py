@@ -266,7 +266,7 @@ def _with_inputs(blocks: list[Site]) -> list[Site]:
 def next_weight_layer(survey: Survey, site: Site) -> Call | None:
     """The first call that multiplies something computed from a representation by a weight matrix of its own."""
     value = site.value
-    later = [c for c in survey.calls if c.start > site.at and is_weight_layer(c)]
+    later = [c for c in survey.calls if c.start >= site.at and is_weight_layer(c)]  # an input is read by its own call
     for call in sorted(later, key=lambda c: c.start)[:_LOOK_AHEAD]:
         if value is not None and call.input is not None and survey.reads(value, call.input):
             return call

@@ -197,9 +197,13 @@ def survey_model(
         taken = main_tensor((args, kwargs))[0]
         call.mutates = call.input is not None and taken is not None and taken._version != call.input.key[1]
         if call.input is not None:
-            known = dims.get(call.input.key)
-            call.input_dimension = _input_dimension(call, calls) if known is None else known
-            dims.setdefault(call.input.key, call.input_dimension)
+            known, sure = dims.get(call.input.key), _layout_taken(module, call.input.shape)
+            if sure is not None and known not in (None, sure):
+                for giver in calls:  # whoever gave it did not say; whoever takes it knows
+                    if giver.output is not None and giver.output.key == call.input.key:
+                        giver.dimension = sure
+            call.input_dimension = sure or known or _input_dimension(call, calls)
+            dims[call.input.key] = call.input_dimension
         if call.output is not None:
             call.dimension = dims.setdefault(call.output.key, _feature_dimension(call, calls))
         calls.append(call)
@@ -241,6 +245,13 @@ _MISFIT = ("shape", "size", "dimension", "expected", "channels", "index out of r
 
 def _is_misfit(error: Exception, text: str) -> bool:
     return isinstance(error, (TypeError, IndexError)) or any(word in text.lower() for word in _MISFIT)
+
+
+def _layout_taken(module: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """The layout that a module of torch takes its input to have, where its class says so."""
+    if len(shape) > 2 and isinstance(module, _CHANNELS_FIRST):
+        return 1
+    return -1 if isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.MultiheadAttention, nn.RNNBase)) else None
 
 
 def _inside(call: Call, earlier: list[Call]) -> list[Call]:
