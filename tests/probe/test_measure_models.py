@@ -119,7 +119,7 @@ def bert() -> nn.Module:
 
 def llama() -> nn.Module:
     config = transformers.LlamaConfig(vocab_size=19, hidden_size=8, intermediate_size=12, num_attention_heads=2,
-                                      num_hidden_layers=3, num_key_value_heads=1, max_position_embeddings=12)  # fmt: skip
+                                      num_hidden_layers=3, num_key_value_heads=1)  # fmt: skip
     return transformers.LlamaForCausalLM(config)
 
 
