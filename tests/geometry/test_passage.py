@@ -76,14 +76,28 @@ def test_a_run_alone_proves_nothing() -> None:
     assert not find_passage(run, [weight(3, broken(3, random_gap(40, 40) * 0.95))]).found  # no more than chance does
 
 
-def test_the_jacobian_confirms_if_it_breaks_off_clearly() -> None:
-    run = nodes([flat(), broken(3, 4), flat()])
+def test_the_jacobian_is_further_evidence_if_it_breaks_off_clearly() -> None:
+    run, weights = nodes([flat(), broken(3, 4), flat()]), [weight(1, broken(3, 2))]
     clear = spectrum(0, -0.1, -0.2, -3, -3.1, -3.2)
-    assert find_passage(run, [], clear).jacobian == pytest.approx(math.exp(2.8), rel=1e-4)
-    assert not find_passage(run, [], spectrum(0, -1, -2, -3.5, -4.5, -5.5)).found  # evenly spread in logarithms
-    assert not find_passage(run, [], spectrum(0, -0.1, -0.15, -0.6, -0.61, -0.62)).found  # by less than 2
-    assert not find_passage(run, [], spectrum(0, -3, -3.1, -3.2)).found  # after 1
-    assert not find_passage(nodes([flat(), broken(1, 9), flat()]), [], spectrum(0, -3, -3.1)).found  # 1 needs weights
+    found = find_passage(run, weights, clear)
+    assert found.jacobian == pytest.approx(math.exp(2.8), rel=1e-4)
+    assert found.evidence == 3
+    assert find_passage(run, weights, spectrum(0, -1, -2, -3.5, -4.5, -5.5)).jacobian is None  # evenly spread
+    assert find_passage(run, weights, spectrum(0, -0.1, -0.15, -0.6, -0.61, -0.62)).jacobian is None  # by less than 2
+    assert find_passage(run, weights, spectrum(0, -3, -3.1, -3.2)).jacobian is None  # after 1
+    assert find_passage(run, weights, spectrum(-math.inf, -math.inf)).jacobian is None
+    alone = find_passage(run, [], clear)
+    assert not alone.found
+    assert "though the Jacobian does" in alone.reason
+
+
+def test_what_is_given_is_not_the_networks_work() -> None:
+    run = nodes([broken(3, 9), broken(3, 9), flat()])
+    run[0] = Node("data", 0.0, 40, broken(3, 9), 1000, 1.0, given=True)
+    found = find_passage(run, [weight(1, broken(3, 2))])
+    assert not found.found
+    assert "data breaks off at 3 before the network has done anything" in found.reason
+    assert find_passage(run[1:], [weight(3, broken(3, 2))]).found
 
 
 def test_a_layer_built_narrow_is_said_to_be() -> None:
@@ -91,6 +105,7 @@ def test_a_layer_built_narrow_is_said_to_be() -> None:
     found = find_passage(run, [weight(1, flat(3), (3, 40))])
     assert found.found
     assert found.built == "w1"
+    assert not find_passage(run, [weight(3, flat(3), (3, 40))]).found  # it stands behind the run and narrows nothing
 
 
 def test_no_narrower_than_what_comes_in() -> None:

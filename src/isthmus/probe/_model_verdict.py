@@ -55,7 +55,8 @@ def _columns(shape: tuple[int, ...]) -> int:
 def _node(one: MeasuredSite, numbers: Numbers) -> Node:
     assert one.track is not None
     s = numbers.spectra[id(one.track)]
-    return Node(one.site.label, one.site.at, one.track.width, s.centred, s.n, float(s.raw.amax()))
+    given = one.site.kind == "input" and one is numbers.measured[0]
+    return Node(one.site.label, one.site.at, one.track.width, s.centred, s.n, float(s.raw.amax()), given)
 
 
 def model_verdict(

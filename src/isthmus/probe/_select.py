@@ -160,8 +160,8 @@ def select_sites(survey: Survey, layers: str | Sequence[str]) -> list[Site]:
     Args:
         survey: of the model.
         layers: `"blocks"`: the repeated blocks and the input of each chain of them; where there are none, the layers
-            that have weight matrices and the input of the first. `"*"`: every module. Otherwise one or several globs
-            of module names.
+            that have weight matrices and the input of the first. `"*"`: every module, and the input of the first weight
+            layer. Otherwise one or several globs of module names.
 
     Raises:
         InputError: a pattern that no module matches (with the closest names), or only modules that are never called.
@@ -180,10 +180,7 @@ def select_sites(survey: Survey, layers: str | Sequence[str]) -> list[Site]:
             return stream
         with_weights = [c for c in calls if _own_matrices(c.module) and c.output is not None]
         sites = _labels(with_weights or calls, survey, "layer")
-        start = min(with_weights or calls, key=lambda c: c.start, default=None)
-        if start is not None and start.input is not None and len(start.input.shape) > 1:
-            sites.insert(0, Site(f"{start.name} (input)", start, "input", at_input=True))
-        return sites
+        return [*_start(with_weights or calls), *sites]
     known = [name for name in survey.modules if name != "(model)" or len(survey.modules) == 1]
     wanted: set[str] = set()
     for pattern in patterns:
@@ -199,7 +196,16 @@ def select_sites(survey: Survey, layers: str | Sequence[str]) -> list[Site]:
                          f"{name}: {survey.why_not_called(name)}")  # fmt: skip
     blocks = {id(b) for b in find_blocks(survey)}
     sites = _labels(chosen, survey, "layer")
-    return [dataclasses.replace(s, kind="block") if id(s.call) in blocks else s for s in sites]
+    sites = [dataclasses.replace(s, kind="block") if id(s.call) in blocks else s for s in sites]
+    return [*_start([c for c in calls if is_weight_layer(c)]), *sites] if patterns == ["*"] else sites
+
+
+def _start(calls: Sequence[Call]) -> list[Site]:
+    """What the first of some calls is given, where that is a representation."""
+    first = min(calls, key=lambda c: c.start, default=None)
+    if first is None or first.input is None or len(first.input.shape) < 2:
+        return []
+    return [Site(f"{first.name} (input)", first, "input", at_input=True)]
 
 
 def _stream(survey: Survey) -> list[Site]:
