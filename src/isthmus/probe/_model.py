@@ -13,7 +13,7 @@ from torch import nn
 from isthmus._errors import InputError
 from isthmus._records import MetricTable
 from isthmus.models import LeakyResNet
-from isthmus.probe._assemble import assemble, measure_leaky
+from isthmus.probe._assemble import EVERYWHERE, assemble, measure_leaky
 from isthmus.probe._baseline import fresh_model
 from isthmus.probe._measurement import Measurement
 from isthmus.probe._one import Forward, first_batch, measure_one
@@ -89,8 +89,8 @@ def measure(
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> found = measure(net, torch.randn(100, 4), progress=False)
-        >>> [layer["name"] for layer in found.layers]
-        ['0 (input)', '0', '2']
+        >>> len(found.layers)  # the input of the first layer, and two layers
+        3
     """
     placed, options, notes = options_of(
         model, layers=layers, targets=targets, loss=loss, forward=forward, max_samples=max_samples, device=device,
@@ -100,6 +100,9 @@ def measure(
     started = time.perf_counter()
     if isinstance(placed, LeakyResNet) and path is None and forward is None and layers == BLOCKS and baseline is None:
         return measure_leaky(placed, data, options, notes, ridge=ridge)
+    if options.metrics is not None and options.metrics - EVERYWHERE:
+        raise InputError("metrics", sorted(options.metrics - EVERYWHERE)[0], "a metric of any model (this one is of a "
+                         "Leaky ResNet, or of training)", f"known: {', '.join(sorted(EVERYWHERE))}")  # fmt: skip
     if (baseline is not None or along is not None) and read_once(data):
         asked = "baseline" if baseline is not None else "path"
         raise InputError("data", type(data).__name__, f"data that can be read twice, for {asked}",
