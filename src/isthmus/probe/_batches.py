@@ -11,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from isthmus._errors import InputError
@@ -46,7 +47,8 @@ class Batch:
 
     def first(self, n: int) -> Batch:
         """The first `n` samples, or all where the batch cannot be cut."""
-        if n >= self.size:
+        packed = any(isinstance(value, PackedSequence) for value in (*self.args, *self.kwargs.values()))
+        if n >= self.size or packed:
             return self
 
         def cut(t: Tensor) -> Tensor:
@@ -117,6 +119,8 @@ class Batches:
         self._most, self._model = max_samples, type(model).__name__
         self.total: int | None = None
         self._raw = self._parts(data, batch_size)
+        if isinstance(targets, Tensor) and self.total is not None and len(targets) != self.total:
+            raise InputError("targets", f"{len(targets)} rows", f"one row for each of the {self.total} samples")
         if self.total is not None and max_samples is not None:
             self.total = min(self.total, max_samples)
 
@@ -142,8 +146,8 @@ class Batches:
                          "DataLoader, or an iterable of batches")  # fmt: skip
 
     def _slices(self, data: Any, batch_size: int | None) -> Iterator[Any]:
-        sizes = {t.shape[0] if t.dim() else 0 for t in tensors_in(data)}
-        if len(sizes) != 1:
+        sizes = {t.shape[0] if t.dim() else -1 for t in tensors_in(data)}
+        if len(sizes) != 1 or -1 in sizes:
             shapes = ", ".join(str(tuple(t.shape)) for t in tensors_in(data)) or "nothing"
             raise InputError("data", shapes, "tensors with the samples in the first dimension, equally many in each")
         (n,) = sizes
@@ -170,7 +174,7 @@ class Batches:
             raise InputError("data", "no samples", "at least one sample")
 
     def _batch(self, whole: Any, number: int, done: int) -> Batch:
-        size = next((t.shape[0] if t.dim() else 1) for t in tensors_in(whole))
+        size = _samples(whole)
         args, kwargs, targets = self._split(whole)
         if isinstance(self._targets, Tensor):
             targets = self._targets[done : done + size]
@@ -191,7 +195,7 @@ class Batches:
 
     def _split(self, whole: Any) -> tuple[tuple[Any, ...], dict[str, Any], Tensor | None]:
         """Inputs by position and by name, and targets."""
-        if isinstance(whole, Tensor):
+        if isinstance(whole, (Tensor, PackedSequence)):
             return (whole,), {}, None
         if isinstance(whole, Mapping):
             return self._split_mapping(dict(cast("Mapping[str, Any]", whole)))
@@ -256,8 +260,8 @@ class Batches:
 
 def _as_tensors(value: Any) -> Any:
     if isinstance(value, np.ndarray):
-        if value.dtype == object:
-            raise InputError("data", "an array of Python objects", "numbers")
+        if value.dtype.kind not in "biufc":
+            raise InputError("data", f"an array of {value.dtype}", "numbers")
         return torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, Mapping):
         return {key: _as_tensors(item) for key, item in cast("Mapping[Any, Any]", value).items()}
@@ -265,6 +269,13 @@ def _as_tensors(value: Any) -> Any:
         items = [_as_tensors(item) for item in cast("tuple[Any, ...]", value)]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     return value
+
+
+def _samples(whole: Any) -> int:
+    first = whole[0] if isinstance(whole, (tuple, list)) and not isinstance(whole, PackedSequence) else whole
+    if isinstance(first, PackedSequence):
+        return int(first.batch_sizes[0])
+    return next((t.shape[0] if t.dim() else 1) for t in tensors_in(whole))
 
 
 def _batch_size(tensors: Sequence[Tensor]) -> int:

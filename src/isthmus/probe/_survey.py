@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus._errors import InputError, IsthmusError
 from isthmus.probe._batches import Batch
-from isthmus.probe._tensors import kept_rows, main_tensor, observation_shape, tensors_in
+from isthmus.probe._tensors import kept_rows, main_tensor, mapped, observation_shape, tensors_in
 
 SURVEY_SAMPLES = 2
 MOST_CALLS = 32
@@ -140,8 +140,10 @@ def module_name(name: str) -> str:
 
 
 def run_model(model: nn.Module, batch: Batch, forward: Callable[[nn.Module, Any], Any] | None) -> Any:
-    """Call the model on a batch, by the user's `forward` where there is one."""
-    return model(*batch.args, **batch.kwargs) if forward is None else forward(model, batch.whole)
+    """Call the model, by the user's `forward` if there is one, on a copy of a batch (it may change it in place)."""
+    if forward is not None:
+        return forward(model, mapped(batch.whole, torch.clone))
+    return model(*mapped(batch.args, torch.clone), **mapped(batch.kwargs, torch.clone))
 
 
 def survey_model(

@@ -61,13 +61,13 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return change(value)
     if isinstance(value, Mapping):
         return {key: mapped(item, change) for key, item in value.items()}
+    if isinstance(value, PackedSequence):  # a tuple, too, whose other tensors say how it is packed
+        return value._replace(data=change(value.data))
     if isinstance(value, tuple):
         items = [mapped(item, change) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if isinstance(value, list):
         return [mapped(item, change) for item in value]
-    if isinstance(value, PackedSequence):
-        return value._replace(data=change(value.data))
     return value
 
 
