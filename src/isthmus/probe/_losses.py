@@ -42,7 +42,7 @@ def square(outputs: Tensor, targets: Tensor) -> Tensor:
     fitted = targets.reshape(outputs.shape) if targets.numel() == outputs.numel() else targets
     if fitted.shape != outputs.shape:
         raise InputError("targets", tuple(targets.shape), f"the shape of the outputs, {tuple(outputs.shape)}")
-    return (outputs - fitted.to(outputs.dtype)).square().flatten(1).sum(1).mean()
+    return (outputs - fitted.to(outputs.dtype)).square().reshape(outputs.shape[0], -1).sum(1).mean()
 
 
 def loss_of(loss: str | Callable[[Any, Any], Tensor] | None, targets: Any) -> tuple[LossOf | None, str]:
