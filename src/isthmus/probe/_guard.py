@@ -34,7 +34,7 @@ def untouched(model: nn.Module, seed: int) -> Generator[list[RemovableHandle]]:
     fast = torch.backends.mha.get_fastpath_enabled()
     handles: list[RemovableHandle] = []
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), _uncompiled():
         try:
             torch.manual_seed(seed)
             random.seed(seed)
@@ -59,6 +59,12 @@ def untouched(model: nn.Module, seed: int) -> Generator[list[RemovableHandle]]:
             random.setstate(python)
             np.random.set_state(numpy)  # noqa: NPY002
             torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _uncompiled() -> contextlib.AbstractContextManager[object]:
+    """Compiled parts run as they were written: compiled code runs past hooks, or stumbles over them."""
+    stance = getattr(torch.compiler, "set_stance", None)  # from torch 2.6 on
+    return contextlib.nullcontext() if stance is None else stance("force_eager")
 
 
 def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
