@@ -22,11 +22,14 @@ from isthmus.probe._losses import loss_of
 from isthmus.probe._measure import NO_LEAK, NO_MOMENTA, check_metrics, measure_path
 from isthmus.probe._measurement import Measurement
 from isthmus.probe._model_verdict import model_verdict, passage_of
-from isthmus.probe._numbers import why_not
+from isthmus.probe._numbers import REPRESENTATION, WEIGHT, why_not
 from isthmus.probe._one import JACOBIAN, Measured, MeasureOptions
 from isthmus.probe._select import BLOCKS
 from isthmus.probe._verdict import path_verdict
 from isthmus.tangent import MapJacobian
+
+EVERYWHERE = frozenset((*REPRESENTATION, *WEIGHT, *JACOBIAN, "loss", "bottleneck_rank"))
+"""Metrics of any model."""
 
 
 def _layers_text(layers: str | Sequence[str]) -> str:

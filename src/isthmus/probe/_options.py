@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,9 +37,15 @@ def options_of(
         InputError: an option that cannot be used.
     """
     bare, notes = unwrapped(model)
-    wanted = None if metrics is None else frozenset(check_metric(name).name for name in metrics)
+    names = [metrics] if isinstance(metrics, str) else metrics
+    wanted = None if names is None else frozenset(check_metric(name).name for name in names)
     if jacobian_samples < 0 or jacobian_samples == 1:
         raise InputError("jacobian_samples", jacobian_samples, "0, or at least 2 for a standard error")
+    if isinstance(targets, np.ndarray):
+        targets = torch.from_numpy(targets)
+    if not isinstance(targets, (torch.Tensor, str, int, type(None))):
+        raise InputError("targets", type(targets).__name__, "a tensor or array with a row per sample, or their key or "
+                         "index in a batch")  # fmt: skip
     loss_function, loss_name = loss_of(loss, targets)
     options = MeasureOptions(
         layers, targets, loss_function, loss_name, forward, max_samples, batch_size, max_memory, jacobian_samples,
