@@ -421,7 +421,8 @@ def check_numbers(
             reader = row["note"].partition("input of ")[2]
             bias = reader.endswith(" and 1")
             called = seen[reader.removesuffix(" and 1")]
-            taken = called[number + 1 if reader.removesuffix(" and 1") == name else 0]["in"]
+            again = end == "out" and reader.removesuffix(" and 1") == name
+            taken = called[number + 1]["in"] if again else called[0]["in"]
             assert taken is not None
             s = columns(case, taken.double(), reader, masks)
             s = torch.cat([s, torch.ones_like(s[:1])]) if bias else s
