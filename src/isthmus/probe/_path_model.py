@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from isthmus._errors import InputError, near_name_hint
+from isthmus.probe._guard import untouched
+from isthmus.probe._tensors import mapped
 
 PathOf = Callable[..., Any]
 """`(*inputs) → A_0, …, A_L`."""
@@ -77,13 +79,8 @@ def path_model(model: nn.Module, path: PathOf, first: Any) -> PathModel:
         path: its path.
         first: a `Batch`, for the number of representations.
     """
-    was = [(m, m.training) for m in model.modules()]
-    try:
-        with torch.no_grad():
-            nodes = len(_representations(path(*first.args, **first.kwargs)))
-    finally:
-        for module, mode in was:
-            module.training = mode
+    with untouched(model, 0), torch.no_grad():
+        nodes = len(_representations(path(*mapped(first.args, torch.clone), **mapped(first.kwargs, torch.clone))))
     made = PathModel(model, path, nodes)
     made.training = model.training
     return made
