@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -117,7 +118,9 @@ class Survey:
         if earlier.key == later.key or not (one.requires_grad and other.requires_grad):
             return True
         try:
-            found: Any = torch.autograd.grad(other.sum(), one, retain_graph=True, allow_unused=True)[0]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # backward hooks of the user's own may say that no input has a gradient
+                found: Any = torch.autograd.grad(other.sum(), one, retain_graph=True, allow_unused=True)[0]
         except RuntimeError:  # a graph that was cut or changed in place cannot tell
             return True
         return found is not None
