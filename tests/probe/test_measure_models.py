@@ -243,7 +243,7 @@ CASES = {
     "vit": Case(vit, lambda: reals(5, 3, 8, 8), chain(*(f"vit.layers.{i}" for i in range(3))),
                 {"vit.layers.0": "vit.layers.1.attention.q_proj"}, images=True),
     "resnet": Case(
-        resnet, lambda: reals(4, 3, 32, 32),
+        resnet, lambda: reals(4, 3, 16, 16),
         chain(*(f"resnet.encoder.stages.{s}.layers.{i}" for s in range(2) for i in range(2))),
         {"resnet.encoder.stages.1.layers.0": "resnet.encoder.stages.1.layers.1.layer.0.convolution"}, images=True,
     ),
