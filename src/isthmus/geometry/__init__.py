@@ -45,4 +45,5 @@ from isthmus.geometry._streams import CrossAccumulator as CrossAccumulator
 from isthmus.geometry._streams import Shifted as Shifted
 from isthmus.geometry._streams import StreamAccumulator as StreamAccumulator
 from isthmus.geometry._streams import StreamMoments as StreamMoments
+from isthmus.geometry._streams import squared_norm as squared_norm
 from isthmus.geometry._streams import symmetric_product as symmetric_product

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from isthmus._errors import InputError
 
-_COLUMNS_PER_BLOCK = 96
+_COLUMNS_PER_BLOCK = 48
 _MOST_BLOCKS = 8
+_CHUNK = 2**18
+"""Numbers in a temporary tensor on the CPU: larger ones are fresh pages each time, which cost more than the sums."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,19 +52,53 @@ class StreamMoments:
         return torch.cat([torch.cat([gram, total[:, None]], 1), torch.cat([total, total.new_tensor([self.n])])[None]])
 
 
+def _block_edges(width: int) -> list[int]:
+    blocks = 1
+    while blocks < _MOST_BLOCKS and width // (2 * blocks) >= _COLUMNS_PER_BLOCK:
+        blocks *= 2
+    return [width * i // blocks for i in range(blocks + 1)]
+
+
+def _upper_strips(x: Float[Tensor, "n width"]) -> list[Tensor]:
+    """Rows of blocks of `xᵀx` between the edges, each from its diagonal block on."""
+    edges = _block_edges(x.shape[1])
+    return [x[:, low:high].mT @ x[:, low:] for low, high in itertools.pairwise(edges)]
+
+
+def _mirror_(upper: Float[Tensor, "width width"]) -> Float[Tensor, "width width"]:
+    """Fill the blocks below the diagonal from those above it, in place."""
+    for low, high in itertools.pairwise(_block_edges(upper.shape[0])):
+        upper[high:, low:high] = upper[low:high, high:].mT
+    return upper
+
+
 def symmetric_product(x: Float[Tensor, "n width"]) -> Float[Tensor, "width width"]:
     """`xᵀx`, from its upper block triangle only (the products of the lower one are not taken)."""
-    width = x.shape[1]
-    blocks = max(1, min(_MOST_BLOCKS, width // _COLUMNS_PER_BLOCK))
-    if blocks == 1:
-        return x.mT @ x
-    out = x.new_empty(width, width)
-    edges = [width * i // blocks for i in range(blocks + 1)]
-    for low, high in itertools.pairwise(edges):
-        strip = x[:, low:high].mT @ x[:, low:]
+    strips = _upper_strips(x)
+    if len(strips) == 1:
+        return strips[0]
+    out = x.new_empty(x.shape[1], x.shape[1])
+    for (low, high), strip in zip(itertools.pairwise(_block_edges(x.shape[1])), strips, strict=True):
         out[low:high, low:] = strip
-        out[low:, low:high] = strip.mT
-    return out
+    return _mirror_(out)
+
+
+def squared_norm(function: Callable[..., Tensor], *xs: Float[Tensor, "n ..."]) -> Float[Tensor, ""]:
+    """`‖function(*xs)‖²` in float64 of an elementwise function, without a temporary tensor of the size of `xs`."""
+    rows = max(1, _CHUNK * xs[0].shape[0] // max(xs[0].numel(), 1)) if xs[0].device.type == "cpu" else xs[0].shape[0]
+    parts = zip(*(x.split(rows) for x in xs), strict=True)
+    return torch.stack([torch.linalg.vector_norm(function(*part)).double().square() for part in parts]).sum()
+
+
+def _negative_part(x: Tensor) -> Tensor:
+    return x.clamp(max=0)
+
+
+def _laid_like(x: Float[Tensor, "n width"], memory: Float[Tensor, " numbers"]) -> Float[Tensor, "n width"]:
+    """A matrix of the shape of `x`, by columns where `x` is, in the memory of a vector."""
+    n, width = x.shape
+    flat = memory[: x.numel()]
+    return flat.view(width, n).mT if x.stride(0) == 1 else flat.view(n, width)
 
 
 class StreamAccumulator:
@@ -84,12 +121,16 @@ class StreamAccumulator:
         self._negative: Tensor | float = 0.0
         self._eps = torch.finfo(torch.float64).eps
 
-    def update(self, x: Float[Tensor, "n width"], *, negative: bool = True) -> Shifted:
+    def update(
+        self, x: Float[Tensor, "n width"], *, negative: bool = True, out: Float[Tensor, " numbers"] | None = None
+    ) -> Shifted:
         """Add a batch, samples in rows; returns it as it was multiplied, for `CrossAccumulator`.
 
         Args:
             x: the batch, of any floating dtype.
             negative: whether `‖min(A, 0)‖²` is collected, too.
+            out: memory for what is returned: a vector of as many numbers or more, in float32 (float64 where the batch
+                is). It may be the batch's own memory, which is overwritten then.
 
         Raises:
             InputError: no samples, a width unlike the first batch's, or values that are not finite (nothing is
@@ -100,26 +141,27 @@ class StreamAccumulator:
         if self.n and x.shape[1] != self._mean.shape[0]:
             raise InputError("x", tuple(x.shape), f"the width of the first batch, {self._mean.shape[0]}")
         exact = x if x.dtype == torch.float64 else x.float()
-        shift = (self._mean if self.n else exact.mean(0, dtype=torch.float64)).to(exact.dtype)
-        rows = exact - shift
-        product = symmetric_product(rows).double()
+        shift = self._mean.to(exact.dtype) if self.n else exact.mean(0)
+        below = squared_norm(_negative_part, exact.mT if exact.stride(0) == 1 else exact) if negative else 0.0
+        rows = exact - shift if out is None else torch.sub(exact, shift, out=_laid_like(exact, out))
+        strips = _upper_strips(rows)
         total = rows.sum(0).double()
-        if not bool(torch.isfinite(product.diagonal().sum() + total.sum())):
+        if not bool(torch.isfinite(torch.stack([strip.diagonal().sum() for strip in strips]).sum() + total.sum())):
             raise InputError("x", "values that are not finite", "finite numbers")
-        m, old = x.shape[0], self.n
+        m, old, width = x.shape[0], self.n, x.shape[1]
         shifted = shift.double()
         mean = shifted + total / m
-        product.addr_(total, total, alpha=-1 / m)  # about the batch's own mean
+        if not old:
+            self._gram, self._mean = total.new_zeros(width, width), mean
+        for low, strip in zip(_block_edges(width), strips, strict=False):  # the blocks below them stay behind
+            self._gram[low : low + strip.shape[0], low:] += strip
+        self._gram.addr_(total, total, alpha=-1 / m)  # about the batch's own mean
         if old:
             gap = mean - self._mean
-            self._gram.add_(product).addr_(gap, gap, alpha=old * m / (old + m))
+            self._gram.addr_(gap, gap, alpha=old * m / (old + m))
             self._mean = self._mean + gap * (m / (old + m))
-        else:
-            self._gram, self._mean = product, mean
         self.n = old + m
-        if negative:
-            below = exact.clamp(max=0)
-            self._negative = self._negative + torch.linalg.vector_norm(below).double() ** 2
+        self._negative = self._negative + below
         self._eps = max(self._eps, float(torch.finfo(exact.dtype).eps))
         return Shifted(rows, shifted, total)
 
@@ -127,7 +169,7 @@ class StreamAccumulator:
         """The moments so far. Raises `InputError` before the first batch."""
         if not self.n:
             raise InputError("samples", 0, "at least one batch")
-        return StreamMoments(self.n, self._mean, self._gram, float(self._negative), self._eps)
+        return StreamMoments(self.n, self._mean, _mirror_(self._gram.clone()), float(self._negative), self._eps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +193,7 @@ class CrossAccumulator:
 
     def __init__(self) -> None:
         self.n = 0
-        self._sum: Tensor | float = 0.0
-        self._left = self._right = torch.empty(0)
+        self._sum = self._left = self._right = torch.empty(0)
 
     def update(self, left: Shifted, right: Shifted) -> None:
         """Add a batch.
@@ -163,22 +204,21 @@ class CrossAccumulator:
         m = left.rows.shape[0]
         if right.rows.shape[0] != m:
             raise InputError("right", tuple(right.rows.shape), f"as many samples as left ({m})")
-        product = (left.rows.mT @ right.rows).double()
-        product.addr_(left.total, right.total, alpha=-1 / m)
+        product = left.rows.mT @ right.rows
         first, second = left.shift + left.total / m, right.shift + right.total / m
         if self.n:
             gap, other = first - self._left, second - self._right
-            self._sum = self._sum + product
-            self._sum.addr_(gap, other, alpha=self.n * m / (self.n + m))
+            self._sum.add_(product).addr_(gap, other, alpha=self.n * m / (self.n + m))
             share = m / (self.n + m)
             self._left, self._right = self._left + gap * share, self._right + other * share
         else:
-            self._sum, self._left, self._right = product, first, second
+            self._sum, self._left, self._right = product.double(), first, second
+        self._sum.addr_(left.total, right.total, alpha=-1 / m)  # about the batch's own means
         self.n += m
 
     def result(self) -> Float[Tensor, "width features"]:
         """`A Sᵀ` so far. Raises `InputError` before the first batch."""
-        if isinstance(self._sum, float):
+        if not self.n:
             raise InputError("samples", 0, "at least one batch")
         return self._sum + self.n * torch.outer(self._left, self._right)
 

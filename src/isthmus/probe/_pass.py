@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from isthmus._errors import InputError
-from isthmus.geometry import Shifted
+from isthmus.geometry import Shifted, squared_norm
 from isthmus.probe._batches import Batch
 from isthmus.probe._plan import MeasuredSite, PassPlan, Product, Track
 from isthmus.probe._survey import Survey, explained, module_name, run_model, survey_model
@@ -50,7 +50,8 @@ class _Collector:
         self.batch_number = self.size = 0
         self.masks: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
-        self.held: dict[int, Shifted] = {}
+        self.held: dict[int, tuple[Shifted, Tensor]] = {}
+        self.spare: list[Tensor] = []
         self.waiting: dict[int, int] = {}
         self.inputs: dict[str, Tensor] = {}
         self.sources: list[Tensor] = []
@@ -135,7 +136,23 @@ class _Collector:
 
     def _rows(self, tensor: Tensor, dimension: int, name: str) -> Tensor | None:
         keep, why = kept_rows(observation_shape(tensor, dimension), self.masks, name)
-        return None if why else rows_of(tensor, dimension, keep)
+        if why:
+            return None
+        if dimension == -1 or tensor.dim() <= 2:
+            return rows_of(tensor, dimension, keep)
+        rows = tensor.transpose(0, 1).reshape(tensor.shape[1], -1).mT  # channels stay whole: half the time of `rows_of`
+        return rows if keep is None else rows[keep.to(rows.device)]
+
+    def _borrow(self, like: Tensor) -> Tensor:
+        """Memory for a batch, of the smallest that is spare and large enough: fresh memory costs more than the sums."""
+        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+        kind = (dtype, like.device, torch.is_inference_mode_enabled())
+        fits = [t for t in self.spare if (t.dtype, t.device, t.is_inference()) == kind and t.numel() >= like.numel()]
+        if not fits:
+            return torch.empty(like.numel(), dtype=dtype, device=like.device)
+        found = min(fits, key=Tensor.numel)
+        self.spare = [t for t in self.spare if t is not found]
+        return found
 
     def _meet(self, key: tuple[str, int, bool], tensor: Tensor) -> None:
         for track in self.tracks.get(key, ()):
@@ -154,22 +171,24 @@ class _Collector:
         if rows.shape[1] != track.width:
             track.failed = f"its width changed from {track.width} to {rows.shape[1]} in batch {self.batch_number}"
             return
+        memory = self._borrow(rows)
         try:
-            shifted = track.moments.update(rows)
+            shifted = track.moments.update(rows, out=memory)
         except InputError:
             track.failed = _NOT_FINITE.format(batch=self.batch_number)
             self.bad.append((track.call.end if not track.at_input else track.call.start, track.call.name))
             return
         if not track.partners:
+            self.spare.append(memory)
             return
-        self.held[id(track)] = shifted
+        self.held[id(track)] = shifted, memory
         self.waiting[id(track)] = len(track.partners)
         for product in track.partners:
             if id(product.left) in self.held and id(product.right) in self.held:
                 self._multiply(product)
 
     def _multiply(self, product: Product) -> None:
-        left, right = self.held[id(product.left)], self.held[id(product.right)]
+        left, right = self.held[id(product.left)][0], self.held[id(product.right)][0]
         if left.rows.shape[0] == right.rows.shape[0]:
             product.sum.update(left, right)
         else:
@@ -177,17 +196,24 @@ class _Collector:
         for track in (product.left, product.right):
             self.waiting[id(track)] -= 1
             if not self.waiting[id(track)]:
-                del self.held[id(track)]
+                self.spare.append(self.held.pop(id(track))[1])
 
     def _move(self, one: MeasuredSite, start: Tensor, end: Tensor) -> None:
         dimension = one.site.dimension
-        before = self._rows(start.detach(), dimension, one.site.call.name)
-        after = self._rows(end.detach(), dimension, one.site.call.name)
+        before: Tensor | None = start.detach()
+        after: Tensor | None = end.detach()
+        if self.masks:
+            before = self._rows(start.detach(), dimension, one.site.call.name)
+            after = self._rows(end.detach(), dimension, one.site.call.name)
         if before is None or after is None or before.shape != after.shape:
             one.moves, one.no_move = False, f"its input and output differ in shape in batch {self.batch_number}"
             return
         exact = torch.float64 if after.dtype == torch.float64 else torch.float32
-        one.moved_norm_sq += float(torch.linalg.vector_norm(after.to(exact) - before.to(exact)).double() ** 2)
+
+        def difference(a: Tensor, b: Tensor) -> Tensor:
+            return a.to(exact) - b.to(exact)
+
+        one.moved_norm_sq += float(squared_norm(difference, after, before))
 
     def _follow(self, one: MeasuredSite, here: Tensor) -> None:
         """The move along a residual stream that no module gives as its output."""
@@ -207,7 +233,9 @@ class _Collector:
             if rows is None or rows.shape[0] == 0 or one.gradients is None:
                 return
             try:
-                one.gradients.update(rows * size, negative=False)
+                memory = self._borrow(rows)
+                one.gradients.update(rows * size, negative=False, out=memory)
+                self.spare.append(memory)
             except InputError:
                 one.no_gradient = f"the gradient is not finite, first in batch {self.batch_number}"
                 one.gradients = None
