@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from isthmus._errors import InputError as InputError
     from isthmus._errors import IsthmusError as IsthmusError
+    from isthmus.estimators import LeakyResNetClassifier as LeakyResNetClassifier
+    from isthmus.estimators import LeakyResNetRegressor as LeakyResNetRegressor
     from isthmus.experiments import SavedModel as SavedModel
     from isthmus.experiments import load as load
     from isthmus.models import LeakyResNet as LeakyResNet
@@ -21,13 +23,25 @@ _PUBLIC = {
     "IsthmusError": "isthmus._errors",
     "InputError": "isthmus._errors",
     "LeakyResNet": "isthmus.models",
+    "LeakyResNetClassifier": "isthmus.estimators",
+    "LeakyResNetRegressor": "isthmus.estimators",
     "SavedModel": "isthmus.experiments",
     "load": "isthmus.experiments",
     "Measurement": "isthmus.probe",
     "measure": "isthmus.probe",
 }
 
-__all__ = ["IsthmusError", "InputError", "LeakyResNet", "Measurement", "SavedModel", "load", "measure"]
+__all__ = [
+    "IsthmusError",
+    "InputError",
+    "LeakyResNet",
+    "LeakyResNetClassifier",
+    "LeakyResNetRegressor",
+    "Measurement",
+    "SavedModel",
+    "load",
+    "measure",
+]
 __version__ = "0.1.0"
 
 

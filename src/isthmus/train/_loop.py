@@ -106,7 +106,7 @@ def _gradient_norm(model: LeakyResNet, config: FitConfig, x: Tensor, y: Tensor) 
     return math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
 
 
-def _update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
+def update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
     """One damped update of the layer steps from the speeds over the training set (docs/theory 1.3).
 
     The weights are a function of depth, `W_p`, and are interpolated to the layers' new positions: with weights kept in
@@ -282,7 +282,7 @@ def fit(
                 f"try a learning_rate below {config.learning_rate / 3:.3g}{kept}"
             )
         if adaptive is not None and epoch % adaptive.interval == 0 and epoch < config.total_epochs:
-            _update_steps(model, adaptive, x)
+            update_steps(model, adaptive, x)
 
         # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────
         if validated is not None and config.patience:

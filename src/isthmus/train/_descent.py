@@ -1,0 +1,100 @@
+"""Weighted epochs that can be gone on with: what the scikit-learn estimators train by."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from isthmus._errors import DivergedError, InputError
+from isthmus._random import torch_generator
+from isthmus.models import Adaptive, LeakyResNet
+from isthmus.train._loop import update_steps
+
+
+def weighted_data_term(
+    loss: str, outputs: Float[Tensor, "n outputs"], targets: Shaped[Tensor, "n ..."], weight: Float[Tensor, " n"]
+) -> Float[Tensor, ""]:
+    """`Σ_i w_i cost(y_i, f_i) / Σ_i w_i`; with equal weights it is `data_term` (arXiv 2405.17573, docs/theory 1.2).
+
+    Raises:
+        InputError: an unknown loss.
+    """
+    if loss == "square":
+        costs = (targets - outputs).square().sum(1)
+    elif loss == "cross_entropy":
+        costs = torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
+    else:
+        raise InputError("loss", loss, "'square' or 'cross_entropy'")
+    return torch.dot(costs, weight) / weight.sum()
+
+
+class Descent:
+    """Adam on `C + (λ/2μ) Σ ρ_ℓ‖W_ℓ‖²`, epoch by epoch, with sample weights (arXiv 2405.17573, docs/theory 1.2).
+
+    The state (moments of Adam, order of the batches) stays between epochs, also in a pickle, so that training can be
+    gone on with. Deterministic on the CPU.
+
+    Args:
+        model: trained in place; its dtype and device decide where.
+        loss: `square` or `cross_entropy`.
+        ridge: `λ`.
+        seed: of the order of mini-batches.
+    """
+
+    def __init__(self, model: LeakyResNet, *, loss: str, ridge: float, seed: int) -> None:
+        self.model, self.loss, self.ridge = model, loss, ridge
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        fused = model.weight.device.type in ("cpu", "cuda")
+        self._adam = torch.optim.Adam(self._parameters, fused=fused)
+        self._shuffle = torch_generator(seed, "batches")
+        self.epochs = 0
+
+    def epoch(
+        self,
+        x: Float[Tensor, "n features"],
+        y: Shaped[Tensor, "n ..."],
+        weight: Float[Tensor, " n"],
+        *,
+        batch_size: int | None,
+        rate: float,
+    ) -> float:
+        """One pass over the data at one step size; returns the objective met on the way (mean over batches).
+
+        Raises:
+            DivergedError: a weight or the objective is no longer a finite number.
+        """
+        n = x.shape[0]
+        batch = min(batch_size or n, n)
+        self._adam.param_groups[0]["lr"] = rate
+        total, met = 0.0, 0.0
+        rows = None if batch == n else torch.randperm(n, generator=self._shuffle).to(x.device).split(batch)
+        for chosen in [None] if rows is None else rows:
+            xb, yb, wb = (x, y, weight) if chosen is None else (x[chosen], y[chosen], weight[chosen])
+            share = float(wb.sum())
+            if share == 0:
+                continue
+            objective = weighted_data_term(self.loss, self.model(xb), yb, wb) + self.ridge * self.model.weight_cost()
+            self._adam.zero_grad(set_to_none=True)
+            objective.backward()
+            self._adam.step()
+            total, met = total + share * float(objective.detach()), met + share
+        self.epochs += 1
+        value = total / met if met else 0.0
+        if not (math.isfinite(value) and all(bool(torch.isfinite(p).all()) for p in self._parameters)):
+            raise DivergedError(f"the objective is not a finite number at epoch {self.epochs} (step size {rate:.3g}); "
+                                f"try a learning_rate below {rate / 3:.3g}")  # fmt: skip
+        steps = self.model.steps
+        if isinstance(steps, Adaptive) and self.epochs % steps.interval == 0:
+            update_steps(self.model, steps, x[weight > 0])
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_shuffle": self._shuffle.get_state()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shuffle = torch.Generator().set_state(state["_shuffle"])
