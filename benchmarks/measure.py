@@ -290,8 +290,8 @@ def against_peer(python: str, kind: str, rounds: int, quick: bool) -> None:
     verdict = "holds" if min(statistics.median(passes), statistics.median(wholes)) >= 1 else "MISSED"
     print(
         f"  delve on {len(layers)} Linear and Conv2d layers: our pass {statistics.median(ours):.2f} s, delve's "
-        f"{shown(passes)} of it; with eigenvalues {shown(wholes)}; target ≥ 1: {verdict}; a layer's saturation differs by at most "
-        f"{difference:.1e}"
+        f"{shown(passes)} of it; with eigenvalues {shown(wholes)}; target ≥ 1: {verdict}; "
+        f"a layer's saturation differs by at most {difference:.1e}"
     )
 
 
