@@ -310,6 +310,12 @@ def test_the_attention_fast_path_stays_as_it_was(enabled: bool) -> None:
 
 def test_inside_no_grad_and_inference_mode() -> None:
     model, pair = beast(), data()
-    for mode in (torch.no_grad, torch.enable_grad):
+    expected = measure(model, pair, loss="cross_entropy", progress=False)
+    for mode in (torch.no_grad, torch.enable_grad, torch.inference_mode):
         with mode():
-            check_untouched(model, lambda: measure(model, pair, loss="cross_entropy", progress=False), None)
+            given = tuple(t.clone() for t in pair)
+            check_untouched(
+                model, lambda given=given: measure(model, given, loss="cross_entropy", progress=False), None
+            )
+            found = measure(model, given, loss="cross_entropy", progress=False)
+        assert found.table.equals(expected.table)

@@ -34,7 +34,7 @@ def untouched(model: nn.Module, seed: int) -> Generator[list[RemovableHandle]]:
     fast = torch.backends.mha.get_fastpath_enabled()
     handles: list[RemovableHandle] = []
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), _uncompiled():
+    with torch.inference_mode(False), torch.random.fork_rng(devices=devices), _uncompiled():
         try:
             torch.manual_seed(seed)
             random.seed(seed)

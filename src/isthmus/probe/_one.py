@@ -114,6 +114,8 @@ def _place(model: nn.Module, notes: list[str]) -> Callable[[Tensor], Tensor]:
     device, dtype = _home(model)
 
     def place(t: Tensor) -> Tensor:
+        if t.is_inference():  # made under `torch.inference_mode`: no gradient can start at it, at a copy it can
+            t = t.clone()
         if t.is_floating_point() and dtype is not None and t.dtype != dtype:
             said = f"inputs were cast from {t.dtype} to the model's {dtype}".replace("torch.", "")
             if said not in notes:
