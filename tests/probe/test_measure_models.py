@@ -673,7 +673,7 @@ def test_batch_size_does_not_matter(name: str) -> None:
     case = CASES[name]
     model, data = prepared(case.make()), case.data()
     whole = measured(case, model, data, layers="*", batch_size=100)
-    for size in (1, 4, 5):
+    for size in (1, 4):
         other = measured(case, model, data, layers="*", batch_size=size)
         # sums in another order; singular values at the edge of what a Gram matrix holds (1e-8) come and go
         # what is the same for every sample (embedded positions) is met once per batch
