@@ -248,7 +248,6 @@ def test_a_shuffled_loader_draws_nothing_from_the_users_generator() -> None:
         assert first.table.equals(second.table)
 
 
-@pytest.mark.xfail(reason="gradient hooks stay on a parameter that a module returns")
 def test_what_a_parameter_module_returns_keeps_no_hook() -> None:
     class Table(nn.Module):
         def __init__(self) -> None:

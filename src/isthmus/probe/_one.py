@@ -185,6 +185,8 @@ def measure_one(
         if not any(one.track is not None for one in plan.sites):
             reasons = "; ".join(f"{one.site.label}: {one.why}" for one in plan.sites[:3])
             raise InputError("layers", _text(options.layers), "at least one module that can be measured", reasons)
+        if options.loss is not None:
+            model.requires_grad_(False)  # gradients of activations only; embeddings start them anew (`run_pass`)
         label = f"{'baseline: ' if baseline else ''}batches"
         result = run_pass(
             model, _all(ready.first, ready.rest), plan, survey, handles, forward=options.forward, loss=options.loss,
