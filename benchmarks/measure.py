@@ -10,8 +10,10 @@ survey of the model before the pass, and spectra and weights after it.
 
 *Peer.* `delve` 0.1.50 (layer saturation: eigenvalues of the covariance of the outputs of Linear and Conv2d layers) and
 Isthmus on the same layers, in turn. Of a transformer `delve` reads the last position only, or all positions as one
-vector (49,152 features, covariance 18 GiB); here each position is given to it as a sample, as Isthmus has it. It needs
-an environment of its own:
+vector (49,152 features, covariance 18 GiB); here each position is given to it as a sample, as Isthmus has it. It
+starts its covariance anew with every batch (`SaturationTracker._record_stat` looks for a matrix where the dictionary of
+matrices is), so that its numbers are of the last batch: they are compared with ours of that batch. It needs an
+environment of its own:
 
     python3 -m venv peers && peers/bin/pip install torch==2.13.0 numpy tqdm pandas matplotlib tensorboardX
     peers/bin/pip install --no-deps delve==0.1.50
@@ -269,15 +271,17 @@ def saturation(spectrum: Tensor) -> float:
 def against_peer(python: str, kind: str, rounds: int, quick: bool) -> None:
     model, batches = make(kind, quick)
     layers = [name for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    metrics = frozenset({"participation_ratio_centred"})
     peer = Peer(python, kind, quick)
     passes: list[float] = []
     wholes: list[float] = []
     ours: list[float] = []
     difference = 0.0
     for i in range(-1, rounds):
-        (_, during, after), numbers = our_pass(model, batches, layers, frozenset({"participation_ratio_centred"}), True)
+        (_, during, after), _ = our_pass(model, batches, layers, metrics, True)
         said = peer()
         if i < 0:
+            numbers = our_pass(model, batches[-1:], layers, metrics, True)[1]  # see the docstring
             spectra = {one.site.label: numbers.spectra[id(one.track)].centred for one in numbers.measured}
             assert set(said["saturation"]) == set(spectra), set(said["saturation"]) ^ set(spectra)
             differences = [abs(saturation(spectra[k]) - v) for k, v in said["saturation"].items()]

@@ -87,7 +87,7 @@ def squared_norm(function: Callable[..., Tensor], *xs: Float[Tensor, "n ..."]) -
     """`‖function(*xs)‖²` in float64 of an elementwise function, without a temporary tensor of the size of `xs`."""
     rows = max(1, _CHUNK * xs[0].shape[0] // max(xs[0].numel(), 1)) if xs[0].device.type == "cpu" else xs[0].shape[0]
     parts = zip(*(x.split(rows) for x in xs), strict=True)
-    return torch.stack([torch.linalg.vector_norm(function(*part)).double().square() for part in parts]).sum()
+    return torch.stack([function(*part).square().sum().double() for part in parts]).sum()
 
 
 def _negative_part(x: Tensor) -> Tensor:
