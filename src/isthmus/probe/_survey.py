@@ -115,8 +115,10 @@ class Survey:
     def reads(self, earlier: TensorUse, later: TensorUse) -> bool:
         """Whether a tensor was computed from an earlier one (True where the pass kept no graph to tell by)."""
         one, other = self.tensors[earlier.key], self.tensors[later.key]
-        if earlier.key == later.key or not (one.requires_grad and other.requires_grad):
+        if earlier.key == later.key or not one.requires_grad:
             return True
+        if not other.requires_grad:  # the data themselves, which a later branch may read, or what was cut off
+            return False
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # backward hooks of the user's own may say that no input has a gradient
