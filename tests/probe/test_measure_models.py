@@ -784,6 +784,45 @@ def test_a_module_called_twice_has_two_rows() -> None:
     assert rows["again (call 1)", "cost_of_identity", "gamma0=0.001"]["note"].endswith("input of again and 1")
 
 
+def test_the_reader_of_a_branch_is_not_the_next_layer_but_the_one_that_reads_it() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(5, 6), nn.Linear(5, 6)
+            self.of_left, self.of_right = nn.Linear(6, 3), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = torch.relu(self.left(x)), torch.relu(self.right(x))
+            return self.of_right(right) + self.of_left(left)
+
+    model, x = Branches().double(), reals(30, 5)
+    case = Case(Branches, lambda: x, (), {})
+    found = measured(case, model, x, layers="*", batch_size=7)
+    check_numbers(case, model, x, found, exact=1e-8)
+    rows = rows_of(found)
+    for name in ("left", "right"):
+        assert rows[name, "cost_of_identity", "gamma0=0.001"]["note"].endswith(f"input of of_{name} and 1")
+
+
+def test_blocks_that_change_their_input_in_place_have_moved_it() -> None:
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(5, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x += 0.3 * torch.tanh(self.linear(x))
+            return x
+
+    model, x = nn.Sequential(nn.Linear(5, 5), Step(), Step()).double(), reals(30, 5)
+    case = Case(Step, lambda: x, (), {})
+    found = measured(case, model, x, layers="*", batch_size=7)
+    check_numbers(case, model, x, found, exact=1e-8)
+    rows = rows_of(found)
+    for name in "12":
+        assert rows[name, "relative_move", ""]["value"] > 0.01
+
+
 def test_a_model_that_names_its_path() -> None:
     class Walk(nn.Module):
         def __init__(self) -> None:
