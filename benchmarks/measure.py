@@ -375,6 +375,7 @@ def main() -> None:
         return
     rounds = 1 if arguments.quick else 5
     timed = "processor time" if torch.get_num_threads() == 1 else "wall time"
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {timed}, float32; medians (min–max)")
     for kind in ("transformer", "cnn"):
         if arguments.only in (None, kind):
