@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 import transformers
@@ -916,3 +917,81 @@ def test_weight_matrices() -> None:
         norm = float(weight.square().sum() + bias.square().sum())
         assert rows[label, "weight_norm_sq", ""]["value"] == pytest.approx(norm, rel=1e-9)
         assert rows[label, "bias_norm_sq", ""]["value"] == pytest.approx(float(bias.square().sum()), rel=1e-12)
+
+
+def test_padding_of_a_cross_attention_is_the_encoders() -> None:
+    """Encoder and decoder of one length, so that shapes cannot tell whose mask belongs to keys and values."""
+    config = transformers.T5Config(vocab_size=19, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2,
+                                   decoder_start_token_id=0)  # fmt: skip
+    model = transformers.T5ForConditionalGeneration(config)
+    long = torch.tensor([[1] * 6, [1] * 5 + [0], [1] * 6])
+    short = torch.tensor([[1] * 3 + [0] * 3, [1] * 2 + [0] * 4, [1] * 4 + [0] * 2])
+    data = {
+        "input_ids": torch.randint(0, 19, (3, 6)),
+        "attention_mask": long,
+        "decoder_input_ids": torch.randint(0, 19, (3, 6)),
+        "decoder_attention_mask": short,
+    }
+    found = measure(model, data, layers="*", progress=False)
+    rows = found.table.filter(pl.col("metric") == "observations", pl.col("status") == "ok")
+    counted = dict(zip(rows["layer"], rows["value"], strict=True))
+    attention = "decoder.block.0.layer.1.EncDecAttention"
+    assert counted[f"{attention}.k"] == counted[f"{attention}.v"] == int(long.sum())
+    assert counted[f"{attention}.q"] == int(short.sum())
+    assert counted["encoder.block.0"] == int(long.sum())
+    assert counted["decoder.block.0"] == int(short.sum())
+
+
+def test_ignored_labels_do_not_depend_on_the_batch_size() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    x, y = torch.randn(7, 5, 4).double(), torch.randint(0, 3, (7, 5))
+    y[torch.rand(7, 5) < 0.4] = -100
+    y[3] = -100  # a batch of this sample alone has nothing to learn from
+    whole = torch.nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    for size in (1, 3, 7):
+        found = measure(model, (x, y), loss="cross_entropy", batch_size=size, progress=False)
+        loss = found.table.filter(pl.col("metric") == "loss")["value"].item()
+        assert loss == pytest.approx(float(whole.detach()), rel=1e-12)
+        norms = found.table.filter(pl.col("metric") == "backward_norm", pl.col("layer") == "0")["value"].item()
+        start = model[0](x).detach().requires_grad_()
+        after = torch.nn.functional.cross_entropy(model[2](model[1](start)).flatten(0, 1), y.flatten())
+        (gradient,) = torch.autograd.grad(after, start)
+        assert norms == pytest.approx(float(gradient.norm()), rel=1e-10)
+
+
+def test_the_jacobian_is_taken_at_samples_of_several_batches() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 4)).double(), torch.randn(12, 5).double()
+    name = "jacobian_log_pseudodet"
+    values = []
+    for size in (1, 5, 12):
+        found = measure(model, x, batch_size=size, jacobian_samples=8, progress=False)
+        row = found.table.filter(pl.col("metric") == name)
+        assert row["n"].item() == 8
+        values.append(row["value"].item())
+    assert values == pytest.approx([values[0]] * 3, rel=1e-12)
+
+
+def test_stages_that_only_chain_blocks_are_replaced_by_them() -> None:
+    config = transformers.ResNetConfig(embedding_size=4, hidden_sizes=[5, 6], depths=[2, 2], layer_type="basic")
+    found = measure(transformers.ResNetModel(config), {"pixel_values": torch.randn(2, 3, 32, 32)}, progress=False)
+    names = [layer["name"] for layer in found.layers if layer["kind"] == "block"]
+    assert names == [f"encoder.stages.{i}.layers.{j}" for i in (0, 1) for j in (0, 1)]
+
+
+def test_positions_that_stand_twice_are_not_guessed() -> None:
+    class Scores(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 3 * 4)
+            self.softmax = nn.Softmax(-1)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            heads = self.inner(x).unflatten(-1, (3, 4)).movedim(2, 1)
+            return self.softmax(heads @ heads.mT)
+
+    data = {"x": torch.randn(5, 3, 4), "attention_mask": torch.tensor([[1, 1, 0]] * 5)}
+    found = measure(Scores(), data, layers="*", progress=False)
+    row = found.table.filter(pl.col("metric") == "observations", pl.col("layer") == "softmax")
+    assert "stand twice" in row["note"].item()

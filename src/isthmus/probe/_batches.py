@@ -20,6 +20,9 @@ from isthmus.probe._tensors import mapped, tensors_in
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
 MASK_NAMES = ("attention_mask", "decoder_attention_mask", "padding_mask")
 
+IGNORED = -100
+"""The class number that cross-entropy leaves out, in PyTorch and in Hugging Face models."""
+
 _ELEMENTS = 2**20
 _TOKEN_BATCH = 32
 _MOST_SAMPLES = 256
@@ -44,6 +47,12 @@ class Batch:
     targets: Tensor | None
     masks: dict[str, Tensor]
     size: int
+
+    @property
+    def labels(self) -> int:
+        """What a mean loss of the batch is a mean over: class numbers that are not ignored, or samples."""
+        t = self.targets
+        return self.size if t is None or t.is_floating_point() else int((t != IGNORED).sum())
 
     def first(self, n: int) -> Batch:
         """The first `n` samples, or all where the batch cannot be cut."""
@@ -109,6 +118,10 @@ class Batches:
         batch_size: int | None,
         place: Callable[[Tensor], Tensor],
     ) -> None:
+        whole: dict[str, Any] = {"max_samples": max_samples, "batch_size": batch_size}
+        for name, number in whole.items():
+            if number is not None and not isinstance(number, int):
+                raise InputError(name, number, "a whole number of at least 1, or None")
         if max_samples is not None and max_samples < 1:
             raise InputError("max_samples", max_samples, "a whole number of at least 1, or None for all")
         if batch_size is not None and batch_size < 1:

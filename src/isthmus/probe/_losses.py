@@ -79,7 +79,7 @@ def _with_targets(inner: Callable[[Any, Tensor], Tensor], name: str) -> LossOf:
                              "give targets=, batches (input, target), or leave the loss out")  # fmt: skip
         try:
             value: Any = inner(returned, batch.targets)
-        except (RuntimeError, ValueError, IndexError) as error:
+        except Exception as error:
             shapes = f"targets {tuple(batch.targets.shape)} ({batch.targets.dtype})"
             tensor = main_tensor(returned)[0]
             given = "" if tensor is None else f", outputs {tuple(tensor.shape)}"

@@ -103,6 +103,9 @@ def measure(
     if options.metrics is not None and options.metrics - EVERYWHERE:
         raise InputError("metrics", sorted(options.metrics - EVERYWHERE)[0], "a metric of any model (this one is of a "
                          "Leaky ResNet, or of training)", f"known: {', '.join(sorted(EVERYWHERE))}")  # fmt: skip
+    if ridge is not None:
+        raise InputError("ridge", ridge, "None where no path of a Leaky ResNet is measured",
+                         "the ridge is for the Hamiltonian of a LeakyResNet")  # fmt: skip
     if (baseline is not None or along is not None) and read_once(data):
         asked = "baseline" if baseline is not None else "path"
         raise InputError("data", type(data).__name__, f"data that can be read twice, for {asked}",

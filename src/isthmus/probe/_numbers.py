@@ -35,7 +35,7 @@ REPRESENTATION = (
 )  # fmt: skip
 WEIGHT = ("numerical_rank", "stable_rank", "nuclear_rank", "participation_ratio", "effective_rank",
           "weight_norm_sq", "bias_norm_sq")  # fmt: skip
-_COST = ("cost_of_identity", "cost_of_identity_exact", "identity_residual")
+COST = ("cost_of_identity", "cost_of_identity_exact", "identity_residual")
 _EPS64 = torch.finfo(torch.float64).eps
 
 
@@ -251,8 +251,8 @@ class Numbers:
         why = one.no_cost
         if product is not None:
             why = product.failed or product.right.failed
-        if product is None or one.reader is None or why or (self.wanted is not None and not self.wanted & set(_COST)):
-            for metric in _COST:
+        if product is None or one.reader is None or why or (self.wanted is not None and not self.wanted & set(COST)):
+            for metric in COST:
                 self._row(table, metric, None, label, why=why or "not asked for", failed=product is not None, **where)
             return
         s = product.right.moments.result()
@@ -289,7 +289,7 @@ class Numbers:
             return
         g = gradients.result()
         spectrum = spectrum_of_gram(g.gram, eps=_resolution(g.eps, g.gram.shape[0]))
-        self._row(table, "backward_norm", g.norm_sq**0.5 / self.result.samples, label, **where)
+        self._row(table, "backward_norm", g.norm_sq**0.5 / self.result.weight, label, **where)
         self._row(table, "backward_participation_ratio", float(participation_ratio(spectrum)), label, **where)
 
     def write_weights(self, table: MetricTable, weights: Sequence[WeightMatrix]) -> None:

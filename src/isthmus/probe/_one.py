@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -17,7 +18,7 @@ from isthmus._errors import InputError
 from isthmus.probe._batches import Batch, Batches
 from isthmus.probe._guard import untouched
 from isthmus.probe._losses import outputs_of
-from isthmus.probe._numbers import Numbers, WeightMatrix, weight_matrices
+from isthmus.probe._numbers import COST, Numbers, WeightMatrix, weight_matrices
 from isthmus.probe._pass import LossOf, run_pass
 from isthmus.probe._plan import PassPlan, plan_pass
 from isthmus.probe._progress import Progress
@@ -162,17 +163,50 @@ def prepared(model: nn.Module, data: Any, options: MeasureOptions) -> Generator[
         batches = _opened(model, data, options)
         rest = iter(batches)
         first = next(rest)
+        for (
+            parameter
+        ) in model.parameters():  # frozen ones hide what is computed from what; `untouched` freezes them again
+            if parameter.is_floating_point() and parameter.is_leaf:
+                parameter.requires_grad_(True)
         survey = survey_model(model, first, handles, forward=options.forward)
         sites = select_sites(survey, options.layers)
         plan = plan_pass(survey, sites, first, gradients=options.loss is not None, max_memory=options.max_memory,
-                         device=device)  # fmt: skip
+                         device=device, costs=options.metrics is None or bool(options.metrics & set(COST)))  # fmt: skip
         survey.tensors.clear()
         yield Prepared(handles, batches, rest, first, survey, plan)
 
 
-def _all(first: Batch, rest: Iterator[Batch]) -> Iterator[Batch]:
-    yield first
-    yield from rest
+class _Kept:
+    """Hands on every batch, and keeps the first `wanted` samples of them."""
+
+    def __init__(self, first: Batch, rest: Iterator[Batch], wanted: int) -> None:
+        self._first, self._rest, self._wanted = first, rest, wanted
+        self.batches: list[Batch] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        missing = self._wanted
+        for batch in itertools.chain([self._first], self._rest):
+            if missing > 0:
+                few = batch.first(missing)
+                self.batches.append(few)
+                missing -= few.size
+            yield batch
+
+    def joined(self) -> Batch:
+        """The samples kept as one batch; of the first batch alone where later ones have another shape."""
+        first = self.batches[0]
+        parts = [list(tensors_in((b.args, b.kwargs, b.whole))) for b in self.batches]
+        size = sum(b.size for b in self.batches)
+        fitting = all(
+            len(p) == len(parts[0]) and all(t.dim() and t.shape[0] == b.size and t.shape[1:] == u.shape[1:]
+                                            for t, u in zip(p, parts[0], strict=True))
+            for p, b in zip(parts, self.batches, strict=True)
+        )  # fmt: skip
+        if len(self.batches) == 1 or not fitting:
+            return first
+        whole = iter([torch.cat(columns) for columns in zip(*parts, strict=True)])
+        args, kwargs, given = mapped((first.args, first.kwargs, first.whole), lambda _: next(whole))
+        return dataclasses.replace(first, args=args, kwargs=kwargs, whole=given, size=size)
 
 
 def measure_one(
@@ -188,15 +222,16 @@ def measure_one(
         if options.loss is not None:
             model.requires_grad_(False)  # gradients of activations only; embeddings start them anew (`run_pass`)
         label = f"{'baseline: ' if baseline else ''}batches"
+        kept = _Kept(ready.first, ready.rest, options.jacobian_samples)
         result = run_pass(
-            model, _all(ready.first, ready.rest), plan, survey, handles, forward=options.forward, loss=options.loss,
+            model, kept, plan, survey, handles, forward=options.forward, loss=options.loss,
             progress=lambda done: bar(label, done, batches.total),
         )  # fmt: skip
         for handle in handles:
             handle.remove()
         found, why = None, "not asked for"
         if jacobian and (options.metrics is None or options.metrics & set(JACOBIAN)):
-            found, why = _jacobian(model, ready.first, options)
+            found, why = _jacobian(model, kept, options)
     order: dict[str, int] = {}
     for call in survey.calls:
         order[call.name] = min(order.get(call.name, call.start), call.start)
@@ -206,11 +241,11 @@ def measure_one(
     return Measured(survey, plan, numbers, weights, found, why, batches.notes)
 
 
-def _jacobian(model: nn.Module, first: Batch, options: MeasureOptions) -> tuple[MapJacobian | None, str]:
+def _jacobian(model: nn.Module, kept: _Kept, options: MeasureOptions) -> tuple[MapJacobian | None, str]:
     """The Jacobian of the whole map at the first samples, or the reason why there is none."""
     if options.jacobian_samples == 0:
         return None, "jacobian_samples=0"
-    few = first.first(options.jacobian_samples)
+    few = kept.joined()
     floats = [t for t in tensors_in(few.whole if options.forward else (few.args, few.kwargs)) if t.is_floating_point()]
     if not floats:
         return None, "the inputs are whole numbers (tokens), for which there is no derivative"

@@ -29,6 +29,7 @@ class PassResult:
 
     Attributes:
         samples: number of samples N.
+        weight: what the loss is a mean over: class numbers that are not ignored, or samples.
         batches: number of batches.
         loss: `C`, the mean over all samples, where a loss was asked for.
         first_bad: label of the first module, in order of execution, whose values were not finite.
@@ -36,6 +37,7 @@ class PassResult:
     """
 
     samples: int
+    weight: int
     batches: int
     loss: float | None
     first_bad: str
@@ -47,7 +49,7 @@ class _Collector:
 
     def __init__(self, plan: PassPlan, survey: Survey, handles: list[RemovableHandle], backward: bool) -> None:
         self.plan, self.backward = plan, backward
-        self.batch_number = self.size = 0
+        self.batch_number = self.labels = 0
         self.masks: dict[str, Tensor] = {}
         self.counts: dict[str, int] = {}
         self.held: dict[int, tuple[Shifted, Tensor]] = {}
@@ -82,7 +84,7 @@ class _Collector:
 
     def start(self, batch: Batch, number: int) -> None:
         """Make ready for a batch."""
-        self.batch_number, self.size, self.masks = number, batch.size, batch.masks
+        self.batch_number, self.labels, self.masks = number, batch.labels, batch.masks
         self.counts.clear()
         self.held.clear()
         self.inputs.clear()
@@ -161,10 +163,10 @@ class _Collector:
         if self.backward and tensor.requires_grad:
             for one in self.sites.get(key, ()):
                 if one.gradients is not None:
-                    tensor.register_hook(self._gradient(one, self.size))
+                    tensor.register_hook(self._gradient(one, self.labels))
 
     def _add(self, track: Track, tensor: Tensor) -> None:
-        rows = self._rows(tensor, track.dimension, track.call.name)
+        rows = self._rows(tensor, track.dimension, track.padding)
         if rows is None or rows.shape[0] == 0:
             track.failed = f"its padding could not be told apart in batch {self.batch_number}" if rows is None else ""
             return
@@ -203,8 +205,9 @@ class _Collector:
         before: Tensor | None = start.detach()
         after: Tensor | None = end.detach()
         if self.masks:
-            before = self._rows(start.detach(), dimension, one.site.call.name)
-            after = self._rows(end.detach(), dimension, one.site.call.name)
+            padding = one.track.padding if one.track is not None else ""
+            before = self._rows(start.detach(), dimension, padding)
+            after = self._rows(end.detach(), dimension, padding)
         if before is None or after is None or before.shape != after.shape:
             one.moves, one.no_move = False, f"its input and output differ in shape in batch {self.batch_number}"
             return
@@ -227,14 +230,15 @@ class _Collector:
         if id(one.site) in self.followed:
             self.stream[id(one.site)] = (here, here._version)
 
-    def _gradient(self, one: MeasuredSite, size: int) -> Callable[[Tensor], None]:
+    def _gradient(self, one: MeasuredSite, labels: int) -> Callable[[Tensor], None]:
         def hook(gradient: Tensor) -> None:
-            rows = self._rows(gradient.detach(), one.site.dimension, one.site.call.name)
+            padding = one.track.padding if one.track is not None else ""
+            rows = self._rows(gradient.detach(), one.site.dimension, padding)
             if rows is None or rows.shape[0] == 0 or one.gradients is None:
                 return
             try:
                 memory = self._borrow(rows)
-                one.gradients.update(rows * size, negative=False, out=memory)
+                one.gradients.update(rows * labels, negative=False, out=memory)
                 self.spare.append(memory)
             except InputError:
                 one.no_gradient = f"the gradient is not finite, first in batch {self.batch_number}"
@@ -273,16 +277,17 @@ def run_pass(
         ModelError: the model raised an error.
     """
     collector = _Collector(plan, survey, handles, loss is not None)
-    done = number = 0
+    done = number = weight = 0
     total = 0.0
     for number, batch in enumerate(batches, start=1):
         collector.start(batch, number - 1)
         try:
-            if loss is None:
+            if loss is None or not batch.labels:
                 with torch.no_grad():
                     run_model(model, batch, forward)
             else:
-                total += batch.size * _backward(model, batch, collector, forward, loss)
+                total += batch.labels * _backward(model, batch, collector, forward, loss)
+                weight += batch.labels
         except InputError:
             raise
         except Exception as error:
@@ -297,8 +302,8 @@ def run_pass(
         if not product.same and not product.failed and not product.sum.n:
             product.failed = product.left.failed or product.right.failed or "its weight layer was not reached"
     first_bad = min(collector.bad)[1] if collector.bad else ""
-    value = total / done if loss is not None and done else None
-    return PassResult(done, number, value, first_bad, tuple(sorted(map(module_name, collector.unlike))))
+    value = total / weight if loss is not None and weight else None
+    return PassResult(done, weight, number, value, first_bad, tuple(sorted(map(module_name, collector.unlike))))
 
 
 def _backward(

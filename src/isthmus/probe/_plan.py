@@ -35,6 +35,7 @@ class Track:
         moments: its accumulator.
         pooled: whether every call of the module counts.
         partners: products that wait for it.
+        padding: `decoder` where the padding is that of the decoder, for models that have two.
         failed: why there are no moments after all.
         extra: calls met in the pass that the survey did not see.
     """
@@ -45,6 +46,7 @@ class Track:
     dimension: int
     pooled: bool = False
     moments: StreamAccumulator = dataclasses.field(default_factory=StreamAccumulator)
+    padding: str = ""
     partners: list[Product] = dataclasses.field(default_factory=list["Product"])
     failed: str = ""
 
@@ -147,6 +149,14 @@ class _Planner:
         self.tracks: dict[tuple[int, int], Track] = {}
         self.memory = 0
 
+        self.decoded = _decoder_start(survey) if len(self.masks) > 1 else None
+
+    def _padding(self, use: TensorUse, name: str) -> str:
+        """Whose padding a tensor has: keys and values of a cross-attention stand in the decoder and are not its own."""
+        inside = "decoder" in name
+        foreign = self.decoded is not None and not self.survey.reads(self.decoded, use)
+        return "decoder" if inside and not foreign else ""
+
     def _unfit(self, use: TensorUse, dimension: int, name: str) -> str:
         probe = Track(use, self.survey.calls[0], False, dimension)
         if probe.width > MOST_WIDTH:
@@ -158,8 +168,9 @@ class _Planner:
         """The track of a tensor, made if it fits; else the reason why not."""
         if use.key in self.tracks:
             return self.tracks[use.key]
-        why = self._unfit(use, dimension, call.name)
-        made = Track(use, call, at_input, dimension, pooled)
+        padding = self._padding(use, call.name)
+        why = self._unfit(use, dimension, padding)
+        made = Track(use, call, at_input, dimension, pooled, padding=padding)
         cost = _bytes(made.width)
         if not why and self.memory + cost > self.limit:
             why = (
@@ -238,6 +249,14 @@ class _Planner:
         made.product = Product(made.track, right)
 
 
+def _decoder_start(survey: Survey) -> TensorUse | None:
+    """The first representation inside the decoder."""
+    for call in sorted(survey.calls, key=lambda c: c.start):
+        if "decoder." in call.name and (call.input is not None or call.output is not None):
+            return call.input if call.input is not None else call.output
+    return None
+
+
 def _flat(rows: tuple[int, ...]) -> int:
     count = 1
     for size in rows:
@@ -247,7 +266,7 @@ def _flat(rows: tuple[int, ...]) -> int:
 
 def plan_pass(
     survey: Survey, sites: Sequence[Site], batch: Batch, *, gradients: bool, max_memory: float | int | None,
-    device: torch.device,
+    device: torch.device, costs: bool = True,
 ) -> PassPlan:  # fmt: skip
     """Decide what is collected, within the memory there is; what does not fit says so and what to choose instead.
 
@@ -258,6 +277,7 @@ def plan_pass(
         gradients: whether backward signals are collected.
         max_memory: bytes for all accumulators; half of what is free where None.
         device: where they live.
+        costs: whether the cost of identity is collected.
 
     Raises:
         InputError: a `max_memory` that is not positive.
@@ -270,7 +290,10 @@ def plan_pass(
     made = {id(site): planner.site(site, gradients) for site in order}  # narrow ones first: they keep their place
     found = [made[id(site)] for site in sites]
     for one in found:
-        planner.cost(one)
+        if costs:
+            planner.cost(one)
+        else:
+            one.no_cost = "not asked for"
     products = [one.product for one in found if one.product is not None]
     for product in products:
         if not product.same:

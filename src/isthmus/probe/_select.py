@@ -113,8 +113,8 @@ def _leads(survey: Survey, a: Call, b: Call) -> bool:
 def find_blocks(survey: Survey) -> list[Call]:
     """The repeated blocks of a model, in order; empty where there are none.
 
-    Blocks that mostly change the shape, and all hold blocks that change it less often (the stages of a ResNet), are
-    replaced by them.
+    Blocks that do no more than call blocks one after the other (the stages of a ResNet), or mostly change the shape
+    where theirs mostly keep it, are replaced by those.
     """
     groups = _chains(survey)
 
@@ -131,15 +131,24 @@ def find_blocks(survey: Survey) -> list[Call]:
     chosen: list[Call] = []
     for top in outermost(groups):
         level = [top]
-        while keeping(level) <= 0.5:
+        while True:
             blocks = [c for group in level for c in group]
             nested = outermost([g for g in groups if any(inside(g, c) for c in blocks)])
-            whole = nested and all(any(inside(g, c) for g in nested) for c in blocks)
-            if not whole or keeping(nested) <= keeping(level):
+            if not nested or not all(any(inside(g, c) for g in nested) for c in blocks):
+                break
+            stages = all(any(_is_last_of(c, g) for g in nested) for c in blocks)
+            if not stages and not keeping(level) < 0.5 < 0.75 <= keeping(nested):
                 break
             level = nested
         chosen.extend(c for group in level for c in group)
     return sorted({id(c): c for c in chosen}.values(), key=lambda c: c.end)
+
+
+def _is_last_of(call: Call, group: list[Call]) -> bool:
+    """Whether a call gives what the last block inside it gave."""
+    last = group[-1]
+    own = call.output is not None and last.output is not None and last.output.key == call.output.key
+    return own and last.name.startswith(f"{call.name}.")
 
 
 def _labels(calls: Sequence[Call], survey: Survey, kind: str) -> list[Site]:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus._errors import InputError, IsthmusError
 from isthmus.probe._batches import Batch
-from isthmus.probe._tensors import kept_rows, main_tensor, mapped, observation_shape, tensors_in
+from isthmus.probe._tensors import main_tensor, mapped, observation_shape, tensors_in
 
 SURVEY_SAMPLES = 2
 MOST_CALLS = 32
@@ -304,9 +304,3 @@ def _feature_dimension(call: Call, earlier: list[Call]) -> int:
     if last.width == shape[1] and last.width != shape[-1]:
         return 1
     return last.dimension if last.dimension == -1 or last.width == shape[1] else -1
-
-
-def padding_problem(call: Call, batch: Batch) -> str:
-    """Why the padding of a batch cannot be told apart in a call's output, or an empty string."""
-    few = batch.first(SURVEY_SAMPLES)
-    return kept_rows(call.rows(), few.masks, call.name)[1] if call.output is not None else ""

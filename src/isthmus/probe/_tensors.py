@@ -109,9 +109,11 @@ def kept_rows(shape: tuple[int, ...], masks: Mapping[str, Tensor], name: str) ->
         leading = shape[:1]
         if leading == (1,) and n > 1:
             return None, ""  # the same for every sample (embedded positions)
-        if leading == (n,) and positions in shape[1:]:
+        if leading == (n,) and shape[1:].count(positions) == 1:
             place = 1 + shape[1:].index(positions)
             return _spread(mask, shape, 0, place), ""
+        if leading == (n,) and positions in shape[1:]:
+            return None, f"{positions} positions stand twice in observations of shape {shape}: which are padded?"
         if shape[:2] == (positions, n):
             return _spread(mask.mT, shape, 0, 1), ""
     sizes = " or ".join(str(tuple(masks[key].shape)) for key in order)
