@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    rounds, epochs = (2, 3) if options.quick else (options.rounds, 10)
+    rounds, epochs = (2, 3) if options.quick else (options.rounds, 30)
     print(f"torch threads: {torch.get_num_threads()}; {rounds} rounds; {epochs} epochs")
     rng = np.random.default_rng(0)
     for name, rows, columns, width, depth, batch, dtype in cases(options.quick):

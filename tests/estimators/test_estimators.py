@@ -265,3 +265,24 @@ def test_descent_in_batches_meets_every_sample_once() -> None:
     descent = Descent(net, loss="square", ridge=0.1, seed=0)
     found = descent.epoch(x, y, w, batch_size=7, rate=1e-14)
     assert found == pytest.approx(float(expected), rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["square", "cross_entropy"])
+@pytest.mark.parametrize("effective_depth", [0.0, 1.5])
+def test_steps_by_hand_are_those_of_autograd(loss: str, effective_depth: float) -> None:
+    torch.manual_seed(0)
+    from isthmus import LeakyResNet
+
+    def net() -> LeakyResNet:
+        return LeakyResNet(4, 3, width=6, depth=4, effective_depth=effective_depth, dtype=torch.float64, seed=1)
+
+    x, w = torch.randn(20, 4).double(), torch.rand(20).double()
+    y = torch.randn(20, 3).double() if loss == "square" else torch.randint(0, 3, (20,))
+    hand, graph = (Descent(net(), loss=loss, ridge=0.3, seed=0) for _ in range(2))
+    graph._embedded = lambda x: None  # type: ignore[method-assign]
+    for _ in range(3):
+        values = [d.epoch(x, y, w, batch_size=6, rate=1e-2) for d in (hand, graph)]
+        assert values[0] == pytest.approx(values[1], rel=1e-12)
+    for one, other in zip(hand.model.parameters(), graph.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+    assert not torch.equal(hand.model.weight, net().weight)

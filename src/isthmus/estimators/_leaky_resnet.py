@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from isthmus.probe import Measurement
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
-_LOOKED_AT = 2000
+_LOOKED_AT = 1000
 """Rows, at most, on which `bottleneck_rank_` is read; `measure(X)` reads it on all of them."""
 
 _PREDICTED = 8192
@@ -341,7 +341,7 @@ class LeakyResNetRegressor(RegressorMixin, _LeakyResNetEstimator):
         n_iter_: epochs that were run.
         loss_curve_: objective of every epoch, in scaled units.
         loss_: the last of them.
-        bottleneck_rank_: dimensions in the narrowest part of the path, read on at most 2000 samples.
+        bottleneck_rank_: dimensions in the narrowest part of the path, read on at most 1000 samples.
         layer_steps_: `ρ`, the lengths of the layers' steps; they sum to 1.
         validation_scores_, best_validation_score_: with early stopping.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.
@@ -420,7 +420,7 @@ class LeakyResNetClassifier(ClassifierMixin, _LeakyResNetEstimator):
         n_iter_: epochs that were run.
         loss_curve_: objective of every epoch.
         loss_: the last of them.
-        bottleneck_rank_: dimensions in the narrowest part of the path, read on at most 2000 samples.
+        bottleneck_rank_: dimensions in the narrowest part of the path, read on at most 1000 samples.
         layer_steps_: `ρ`, the lengths of the layers' steps; they sum to 1.
         validation_scores_, best_validation_score_: with early stopping.
         n_features_in_, feature_names_in_: as everywhere in scikit-learn.

@@ -4,6 +4,7 @@ from isthmus.models._activations import Activation as Activation
 from isthmus.models._activations import SmoothReLU as SmoothReLU
 from isthmus.models._ensemble import LeakyEnsemble as LeakyEnsemble
 from isthmus.models._leaky_resnet import LeakyResNet as LeakyResNet
+from isthmus.models._path_function import path_gradients as path_gradients
 from isthmus.models._steps import Adaptive as Adaptive
 from isthmus.models._steps import Equidistant as Equidistant
 from isthmus.models._steps import Irregular as Irregular
