@@ -32,6 +32,10 @@ _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _LOOKED_AT = 1000
 """Rows, at most, on which `bottleneck_rank_` is read; `measure(X)` reads it on all of them."""
 
+_STILL_FALLING = 0.2
+"""Training that ends with its epochs warns if the loss fell by more than a fifth of its last value in the second half.
+The step size has fallen to 0 by then, so that a loss which no longer changes proves nothing."""
+
 _PREDICTED = 8192
 
 
@@ -234,10 +238,11 @@ class _LeakyResNetEstimator(BaseEstimator):
         self.best_validation_score_ = None if held is None else -best
         if kept is not None:
             self.module_.network.load_state_dict(kept)
-        if not stopped and epochs - 1 - best_at < min(self.n_iter_no_change, epochs) and epochs > self.n_iter_no_change:
+        half = self.loss_curve_[len(self.loss_curve_) // 2]
+        if not stopped and half - self.loss_ > _STILL_FALLING * abs(self.loss_) + self.tol:
             warnings.warn(
-                f"Maximum number of epochs ({epochs}) reached and the optimization hasn't converged yet: the loss "
-                f"still fell by more than tol={self.tol:g}. Increase max_epochs, or tol.",
+                f"Maximum number of epochs ({epochs}) reached and the optimization hasn't converged yet: in the second "
+                f"half the loss fell from {half:.3g} to {self.loss_:.3g}. Increase max_epochs.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -343,8 +348,10 @@ class LeakyResNetRegressor(RegressorMixin, _LeakyResNetEstimator):
         loss_: the last of them.
         bottleneck_rank_: dimensions in the narrowest part of the path, read on at most 1000 samples.
         layer_steps_: `ρ`, the lengths of the layers' steps; they sum to 1.
-        validation_scores_, best_validation_score_: with early stopping.
-        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+        validation_scores_: score of every epoch, with early stopping.
+        best_validation_score_: the largest of them.
+        n_features_in_: number of columns.
+        feature_names_in_: their names, where `X` was a frame.
 
     Example:
         >>> x = np.linspace(-1, 1, 50)[:, None]
@@ -422,8 +429,10 @@ class LeakyResNetClassifier(ClassifierMixin, _LeakyResNetEstimator):
         loss_: the last of them.
         bottleneck_rank_: dimensions in the narrowest part of the path, read on at most 1000 samples.
         layer_steps_: `ρ`, the lengths of the layers' steps; they sum to 1.
-        validation_scores_, best_validation_score_: with early stopping.
-        n_features_in_, feature_names_in_: as everywhere in scikit-learn.
+        validation_scores_: score of every epoch, with early stopping.
+        best_validation_score_: the largest of them.
+        n_features_in_: number of columns.
+        feature_names_in_: their names, where `X` was a frame.
     """
 
     _loss = "cross_entropy"

@@ -15,8 +15,10 @@ class TableModule(nn.Module):
 
     Args:
         network: the network.
-        x_mean, x_scale: `(features,)`; the scale of a constant column is infinite, which maps it to 0.
-        y_mean, y_scale: `(outputs,)`.
+        x_mean: `(features,)`.
+        x_scale: `(features,)`; that of a constant column is infinite, which maps it to 0.
+        y_mean: `(outputs,)`.
+        y_scale: `(outputs,)`.
     """
 
     x_mean: Tensor
