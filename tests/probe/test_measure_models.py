@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from isthmus import LeakyResNet, measure
+from isthmus._random import torch_generator
 from isthmus.probe import Measurement, measure_path
 
 GAMMA0S = (1e-3, 1e-4, 1e-2)
@@ -728,7 +729,7 @@ def test_baseline() -> None:
     model, x = prepared(Mlp()), reals(40, 5)
     found = measure(model, x, baseline="init", seed=3, progress=False)
     fresh = Mlp().double()
-    torch.manual_seed(3)
+    torch.manual_seed(torch_generator(3, "baseline").initial_seed())
     for module in fresh:
         if isinstance(module, nn.Linear):
             module.reset_parameters()
@@ -753,7 +754,7 @@ def test_baseline_of_a_hugging_face_model() -> None:
     case = CASES["gpt2"]
     model, data = prepared(case.make()), case.data()
     found = measured(case, model, data, baseline="init", seed=1)
-    torch.manual_seed(1)
+    torch.manual_seed(torch_generator(1, "baseline").initial_seed())
     expected = measured(case, case.make().double(), data)
     own = {(r["layer"], r["metric"], r["note"]): r["value"] for r in expected.table.iter_rows(named=True)}
     fresh = found.table.filter((found.table["baseline"] == "init") & (found.table["metric"] == "stable_rank"))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from isthmus._errors import InputError
+from isthmus._random import torch_generator
 
 INIT = "init"
 
@@ -32,7 +33,7 @@ def fresh_model(
     like = next((p for p in model.parameters() if p.is_floating_point()), None)
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+        torch.manual_seed(torch_generator(seed, "baseline").initial_seed())  # no model the user seeded alike
         if callable(baseline):
             made: Any = baseline()
             if not isinstance(made, nn.Module):
