@@ -63,6 +63,7 @@ def measure(
 
     from isthmus import probe
     from isthmus._random import check_seed
+    from isthmus.models import check_device
 
     def make(draw: int = 0) -> torch.nn.Module:
         torch.manual_seed(check_seed(seed) + draw)
@@ -70,7 +71,7 @@ def measure(
 
     arrays = probe.load_arrays(data)
     chosen, found = probe.choose_arrays(arrays, inputs, targets)
-    network = make().to(device) if _usable(device) else make()
+    network = make().to(check_device(device))
     if weights is not None:
         probe.load_weights(network, weights)
     common: dict[str, Any] = {
@@ -109,14 +110,3 @@ def _with_labels(chosen: Any, labels: Any) -> dict[str, Any]:
         raise InputError("loss", "model", "inputs by name, so that labels can stand beside them",
                          "name each with inputs")  # fmt: skip
     return {**chosen, "labels": labels}
-
-
-def _usable(device: str) -> bool:
-    """Whether a model can be made there at once; where not, `measure` says why."""
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        return False
-    return True

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from isthmus._errors import InputError
 from isthmus.estimators._module import TableModule
 from isthmus.geometry import find_bottleneck
-from isthmus.models import LeakyResNet
+from isthmus.models import LeakyResNet, check_device, real_number, whole_number
 from isthmus.probe import geometry_of, measure, probe_path
 from isthmus.train import Descent
 
@@ -112,30 +112,19 @@ class LeakyResNetEstimator(BaseEstimator):
     # ── fitting ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _check_settings(self) -> None:
-        def number(
-            name: str, expected: str, *, low: float | int = 0, high: float = math.inf, open_low: bool = False
-        ) -> None:
-            value = getattr(self, name)
-            fits = isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-            if not fits or value < low or value >= high or (open_low and value <= low):
-                raise InputError(name, value, expected)
-
-        number("ridge", "a finite number ≥ 0")
-        number("learning_rate", "a finite number > 0", open_low=True)
-        number("max_epochs", "a whole number of at least 1", low=1)
-        number("tol", "a finite number ≥ 0")
-        number("n_iter_no_change", "a whole number of at least 1", low=1)
-        number("validation_fraction", "a number in (0, 1)", high=1.0, open_low=True)
-        if self.batch_size is not None:
-            number("batch_size", "a whole number of at least 1, or None for all samples", low=1)
-        if self.width is not None:
-            number("width", "a whole number of at least 1, or None", low=1)
+        real_number("ridge", self.ridge, "a finite number ≥ 0", low=0.0)
+        real_number("learning_rate", self.learning_rate, "a finite number > 0", low=0.0, low_open=True)
+        real_number("tol", self.tol, "a finite number ≥ 0", low=0.0)
+        real_number(
+            "validation_fraction", self.validation_fraction, "a number in (0, 1)", low=0.0, high=1.0, low_open=True
+        )
+        optional = {"width": self.width, "batch_size": self.batch_size}
+        given = {name: value for name, value in optional.items() if value is not None}
+        for name, value in {"max_epochs": self.max_epochs, "n_iter_no_change": self.n_iter_no_change, **given}.items():
+            whole_number(name, value)
         if self.dtype not in _DTYPES:
             raise InputError("dtype", self.dtype, "'float32' or 'float64'")
-        try:
-            torch.zeros(1, device=self.device)
-        except (RuntimeError, AssertionError, NotImplementedError):
-            raise InputError("device", self.device, "a device of this machine", "try 'cpu'") from None
+        check_device(self.device)
 
     def _validated(self, X: Any, y: Any, sample_weight: Any, *, reset: bool) -> tuple[Tensor, np.ndarray, Tensor]:
         checked: Any = validate_data(self, X, y, reset=reset, dtype=np.float64, multi_output=True, y_numeric=False)

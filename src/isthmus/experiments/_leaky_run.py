@@ -22,7 +22,7 @@ from isthmus._records import Claim, MetricTable, RunFolder, check_new_folder, wr
 from isthmus.data import Task
 from isthmus.experiments._sources import task_from_source
 from isthmus.geometry import DEFAULT_GAMMA0, GAMMA0S, check_gamma0
-from isthmus.models import LeakyResNet
+from isthmus.models import LeakyResNet, check_device
 from isthmus.probe import (
     NO_LEAK,
     NO_MOMENTA,
@@ -99,17 +99,6 @@ DURING_TRAINING = f"gamma0={DEFAULT_GAMMA0:g}, during training"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-def _device(name: str) -> torch.device:
-    """A device that is there, or `InputError`."""
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # not on `meta`, which holds no numbers
-    except (RuntimeError, AssertionError, ValueError, NotImplementedError):
-        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-        raise InputError("device", name, f"a device of this machine ({', '.join(known)})") from None
-    return device
-
-
 def _fit_config(config: LeakyConfig, kind: str) -> FitConfig:
     loss = config.loss
     if loss == "auto":
@@ -136,7 +125,7 @@ def _model(config: LeakyConfig, task: Task) -> LeakyResNet:
         input_map=config.input_map,
         output_map=config.output_map,
         seed=config.seed,
-        device=_device(config.device),
+        device=check_device(config.device),
         dtype=_DTYPES[config.dtype],
     )
 

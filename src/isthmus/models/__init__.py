@@ -2,6 +2,9 @@
 
 from isthmus.models._activations import Activation as Activation
 from isthmus.models._activations import SmoothReLU as SmoothReLU
+from isthmus.models._checks import check_device as check_device
+from isthmus.models._checks import real_number as real_number
+from isthmus.models._checks import whole_number as whole_number
 from isthmus.models._ensemble import LeakyEnsemble as LeakyEnsemble
 from isthmus.models._leaky_resnet import LeakyResNet as LeakyResNet
 from isthmus.models._path_function import path_gradients as path_gradients

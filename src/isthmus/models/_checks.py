@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 
 from isthmus._errors import InputError
 
@@ -27,3 +28,15 @@ def real_number(argument: str, value: object, expected: str, *, low: float, high
     if not (math.isfinite(number) and above and below):
         raise InputError(argument, value, expected)
     return number
+
+
+def check_device(device: torch.device | str, argument: str = "device") -> torch.device:
+    """A device that is there and holds numbers; raises `InputError` otherwise (`meta`, say, holds none)."""
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found).item()
+    except (RuntimeError, AssertionError, ValueError, NotImplementedError):
+        known = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        expected = f"a device of this machine ({', '.join(known)})"
+        raise InputError(argument, str(device), expected, "try 'cpu'") from None
+    return found

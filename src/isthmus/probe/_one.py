@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from isthmus._errors import InputError
+from isthmus.models import check_device
 from isthmus.probe._batches import Batch, Batches
 from isthmus.probe._guard import untouched
 from isthmus.probe._losses import outputs_of
@@ -101,12 +102,7 @@ def placed_on(model: nn.Module, device: torch.device | str | None) -> nn.Module:
     """The model, or where another device is asked for a copy of it there."""
     if device is None:
         return model
-    try:
-        wanted = torch.device(device)
-        torch.empty(0, device=wanted)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        said = str(error).splitlines()[0][:200]
-        raise InputError("device", str(device), f"a device of this machine ({said})", "try 'cpu'") from None
+    wanted = check_device(device)
     return model if _home(model)[0] == wanted else copy.deepcopy(model).to(wanted)
 
 
