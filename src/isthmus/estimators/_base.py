@@ -136,7 +136,6 @@ class LeakyResNetEstimator(BaseEstimator):
 
     def _start(self, x: Tensor, y: Tensor, weight: Tensor) -> None:
         """Scaling and a fresh network; sizes that were not given follow from the columns."""
-        self._check_settings()
         generator = check_random_state(self.random_state)
         self._seed = int(generator.randint(2**31 - 1))
         features = x.shape[1]
@@ -245,10 +244,12 @@ class LeakyResNetEstimator(BaseEstimator):
         self.bottleneck_rank_ = int(found.rank)
         self.layer_steps_ = network.layer_steps.detach().cpu().double().numpy()
 
-    def _go_on(self: E, X: Any, y: Any, sample_weight: Any, *, first: bool) -> E:
+    def _go_on(self: E, X: Any, y: Any, sample_weight: Any, *, first: bool, known: bool = False) -> E:
+        """One more epoch; `known`: what the targets are is known before the first of them."""
         x, raw, weight = self._validated(X, y, sample_weight, reset=first)
-        targets = self._targets(raw, first=first)
+        targets = self._targets(raw, first=first and not known)
         if first:
+            self._check_settings()
             self._start(x, targets, weight)
         inputs, scaled, weights = self._scaled(x, targets, weight)
         batch = None if self.batch_size is None else int(self.batch_size)

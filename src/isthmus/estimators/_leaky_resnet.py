@@ -174,11 +174,7 @@ class LeakyResNetClassifier(ClassifierMixin, LeakyResNetEstimator):
             raise ValueError(
                 f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {self.classes_!r}"
             )
-        x, raw, weight = self._validated(X, y, sample_weight, reset=first)
-        targets = self._targets(raw, first=False)
-        if first:
-            self._start(x, targets, weight)
-        return self._go_on(X, y, sample_weight, first=False)
+        return self._go_on(X, y, sample_weight, first=first, known=True)
 
     def _score_on(self, x: Tensor, y: Tensor) -> float:
         return float((self._forward(x).argmax(1).cpu() == y).double().mean())

@@ -23,17 +23,13 @@ from isthmus.probe._measure import NO_LEAK, NO_MOMENTA, check_metrics, measure_p
 from isthmus.probe._measurement import Measurement
 from isthmus.probe._model_verdict import model_verdict, passage_of
 from isthmus.probe._numbers import REPRESENTATION, WEIGHT, why_not
-from isthmus.probe._one import JACOBIAN, Measured, MeasureOptions
+from isthmus.probe._one import JACOBIAN, Measured, MeasureOptions, layers_text
 from isthmus.probe._select import BLOCKS
 from isthmus.probe._verdict import path_verdict
 from isthmus.tangent import MapJacobian
 
 EVERYWHERE = frozenset((*REPRESENTATION, *WEIGHT, *JACOBIAN, "loss", "bottleneck_rank"))
 """Metrics of any model."""
-
-
-def _layers_text(layers: str | Sequence[str]) -> str:
-    return layers if isinstance(layers, str) else ", ".join(layers)
 
 
 def _left_out(main: Measured, layers: str | Sequence[str]) -> list[dict[str, str]]:
@@ -47,7 +43,7 @@ def _left_out(main: Measured, layers: str | Sequence[str]) -> list[dict[str, str
         if not main.survey.calls_of(name):
             reason = main.survey.why_not_called(name)
         elif patterns == [BLOCKS] or not any(fnmatch.fnmatch(name, p) for p in patterns):
-            reason = f"not selected by layers={_layers_text(layers)!r}"
+            reason = f"not selected by layers={layers_text(layers)!r}"
         else:
             reason = "called in another way than in the first pass"
         found.append({"name": name, "type": type(module).__name__, "reason": reason})
@@ -133,7 +129,7 @@ def assemble(
     """
     if not main.numbers.measured:
         first = next((one.track.failed for one in main.plan.sites if one.track is not None), "")
-        raise InputError("layers", _layers_text(options.layers), "at least one module that can be measured",
+        raise InputError("layers", layers_text(options.layers), "at least one module that can be measured",
                          f"{main.numbers.result.first_bad or main.plan.sites[0].site.label}: {first}")  # fmt: skip
     main.numbers.write_weights(table, main.weights)
     if other is not None:
@@ -168,7 +164,7 @@ def assemble(
     everything_else = [*skipped, *left_out]
     measured: dict[str, Any] = {
         "model": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()),
-        "samples": numbers.result.samples, "layers": _layers_text(options.layers),
+        "samples": numbers.result.samples, "layers": layers_text(options.layers),
         "loss": options.loss_name or None, "baseline": "" if other is None else "init", "sites": layers,
         "weights": weights, "skipped": everything_else, "seconds": round(seconds, 3),
     }  # fmt: skip

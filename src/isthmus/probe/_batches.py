@@ -18,6 +18,8 @@ from isthmus._errors import InputError
 from isthmus.probe._tensors import mapped, tensors_in
 
 TARGET_NAMES = ("labels", "label", "targets", "target", "y")
+"""Names taken as the targets where none is given."""
+
 MASK_NAMES = ("attention_mask", "decoder_attention_mask", "padding_mask")
 
 IGNORED = -100

@@ -20,7 +20,6 @@ from torch import nn
 
 from isthmus._errors import InputError
 from isthmus.probe._loading_arrays import ARRAY_FORMATS as ARRAY_FORMATS
-from isthmus.probe._loading_arrays import TARGET_ARRAYS as TARGET_ARRAYS
 from isthmus.probe._loading_arrays import choose_arrays as choose_arrays
 from isthmus.probe._loading_arrays import load_arrays as load_arrays
 from isthmus.probe._loading_files import listed, near, said

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from isthmus._errors import InputError
+from isthmus.probe._batches import TARGET_NAMES
 from isthmus.probe._loading_files import listed, near, read_safetensors, read_torch, said, there, unreadable
 
 ARRAY_FORMATS = (".npz", ".npy", ".safetensors", ".pt")
-TARGET_ARRAYS = ("y", "labels", "label", "targets", "target")
-"""Names taken as the targets where none is given."""
 
 
 def load_arrays(path: str | Path) -> dict[str, Tensor]:
@@ -150,7 +149,7 @@ def choose_arrays(
     if twice:
         raise InputError("inputs", listed(chosen), f"each array once, and no targets ({twice[0]!r} stands twice)")
     if targets is None and len(arrays) > 1:
-        likely = [name for name in TARGET_ARRAYS if name in arrays and name not in chosen]
+        likely = [name for name in TARGET_NAMES if name in arrays and name not in chosen]
         if len(likely) > 1:
             raise InputError("targets", listed(likely), "one array of targets", "say which, and which are inputs")
         targets = likely[0] if likely else None

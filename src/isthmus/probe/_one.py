@@ -214,7 +214,7 @@ def measure_one(
         handles, batches, survey, plan = ready.handles, ready.batches, ready.survey, ready.plan
         if not any(one.track is not None for one in plan.sites):
             reasons = "; ".join(f"{one.site.label}: {one.why}" for one in plan.sites[:3])
-            raise InputError("layers", _text(options.layers), "at least one module that can be measured", reasons)
+            raise InputError("layers", layers_text(options.layers), "at least one module that can be measured", reasons)
         if options.loss is not None:
             model.requires_grad_(False)  # gradients of activations only; embeddings start them anew (`run_pass`)
         label = f"{'baseline: ' if baseline else ''}batches"
@@ -267,5 +267,6 @@ def _jacobian(model: nn.Module, kept: _Kept, options: MeasureOptions) -> tuple[M
         return None, f"the model cannot be differentiated ({' '.join(str(error).split())[:200]})"
 
 
-def _text(layers: str | Sequence[str]) -> str:
+def layers_text(layers: str | Sequence[str]) -> str:
+    """What was asked to be measured, as one string."""
     return layers if isinstance(layers, str) else ", ".join(layers)

@@ -37,7 +37,6 @@ class Track:
         partners: products that wait for it.
         padding: `decoder` where the padding is that of the decoder, for models that have two.
         failed: why there are no moments after all.
-        extra: calls met in the pass that the survey did not see.
     """
 
     use: TensorUse

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from isthmus._errors import InputError, IsthmusError
 from isthmus.probe._batches import Batch
-from isthmus.probe._tensors import main_tensor, mapped, observation_shape, tensors_in
+from isthmus.probe._tensors import main_tensor, mapped, tensors_in
 
 SURVEY_SAMPLES = 2
 MOST_CALLS = 32
@@ -83,11 +83,6 @@ class Call:
         """Number of features of the output."""
         assert self.output is not None
         return _width(self.output.shape, self.dimension)
-
-    def rows(self) -> tuple[int, ...]:
-        """Observation shape of the output in the survey."""
-        assert self.output is not None
-        return observation_shape(torch.empty(self.output.shape, device="meta"), self.dimension)
 
 
 def _width(shape: tuple[int, ...], dimension: int) -> int:
