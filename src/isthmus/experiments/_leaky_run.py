@@ -59,7 +59,7 @@ class LeakyConfig:
         input_map, output_map: `auto`, `fixed` or `learned`.
         ridge: `λ`.
         loss: `auto` (cross-entropy for classes, square for numbers), `square` or `cross_entropy`.
-        epochs: of Adam; this and the settings down to `precision` are those of `FitConfig`.
+        epochs: of Adam; this and the settings down to `log_points` are those of `FitConfig`.
         gamma0: γ₀ of the stabilised costs; 1e-2 and 1e-4 are recorded beside it.
         metrics: names to record; empty for all.
         dtype: precision of training; measurements are taken in float64.
@@ -80,12 +80,14 @@ class LeakyConfig:
     learning_rate: float = 3e-2
     sgd_epochs: int = 0
     sgd_learning_rate: float = 1e-3
+    finish: int = 0
     batch_size: int | None = None
     validation_fraction: float = 0.0
     patience: int = 0
     gradient_tolerance: float = 0.0
     stationarity_tolerance: float = 0.0
     precision: str = "true"
+    log_points: int = 60
     gamma0: float = GAMMA0S[0]
     metrics: tuple[str, ...] = ()
     dtype: str = "float32"

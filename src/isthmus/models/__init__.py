@@ -7,6 +7,7 @@ from isthmus.models._checks import real_number as real_number
 from isthmus.models._checks import whole_number as whole_number
 from isthmus.models._ensemble import LeakyEnsemble as LeakyEnsemble
 from isthmus.models._leaky_resnet import LeakyResNet as LeakyResNet
+from isthmus.models._path_function import leaky_path as leaky_path
 from isthmus.models._path_function import path_gradients as path_gradients
 from isthmus.models._steps import Adaptive as Adaptive
 from isthmus.models._steps import Equidistant as Equidistant

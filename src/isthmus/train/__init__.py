@@ -5,6 +5,9 @@ from isthmus.train._config import PRECISIONS as PRECISIONS
 from isthmus.train._config import FitConfig as FitConfig
 from isthmus.train._descent import Descent as Descent
 from isthmus.train._descent import weighted_data_term as weighted_data_term
+from isthmus.train._finish import Finish as Finish
+from isthmus.train._finish import finish as finish
+from isthmus.train._finish import finish_iterations as finish_iterations
 from isthmus.train._loop import EpochLog as EpochLog
 from isthmus.train._loop import FitResult as FitResult
 from isthmus.train._loop import fit as fit

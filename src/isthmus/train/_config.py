@@ -9,6 +9,8 @@ from isthmus._errors import InputError
 from isthmus._random import check_seed
 
 PRECISIONS = ("true", "bf16-mixed", "16-mixed")
+LEAST_FINISH = 9
+"""Fewest iterations of a finish: one for each ninth of its stages."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +25,8 @@ class FitConfig:
             constant or small steps stop far from stationarity.
         sgd_epochs: further passes with plain SGD, the paper's finish (1000); 0 leaves it out.
         sgd_learning_rate: first step size of SGD; a cosine takes it to 0.
+        finish: iterations of the second-order finish after that (`isthmus.train.finish`); 900 bring a network close to
+            a critical point, 0 leaves it out.
         batch_size: samples per step; None is the full batch, which stationarity needs.
         validation_fraction: share of the training set held out to watch; 0 holds out nothing.
         patience: stop when the validation loss has not improved for so many epochs, and return to the best weights;
@@ -42,6 +46,7 @@ class FitConfig:
     learning_rate: float = 3e-2
     sgd_epochs: int = 0
     sgd_learning_rate: float = 1e-3
+    finish: int = 0
     batch_size: int | None = None
     validation_fraction: float = 0.0
     patience: int = 0
@@ -76,6 +81,15 @@ class FitConfig:
             raise InputError(
                 "patience", self.patience, "0 without a validation set", "set validation_fraction, say 0.1"
             )
+        number("finish", "an integer ≥ 0")
+        if self.finish and not self.ridge:
+            raise InputError("finish", self.finish, "0 where the ridge is 0",
+                             "without a ridge there is no critical point to come close to")  # fmt: skip
+        if 0 < self.finish < LEAST_FINISH:
+            raise InputError("finish", self.finish, f"0, or at least {LEAST_FINISH} iterations", "900 is a good start")
+        if self.finish and self.patience:
+            raise InputError("finish", self.finish, "0 with patience", "early stopping goes back to the best weights on the "
+                             "validation set, the finish on to a critical point: choose one")  # fmt: skip
         number("gradient_tolerance", "a finite number ≥ 0")
         number("stationarity_tolerance", "a finite number ≥ 0")
         if self.stationarity_tolerance and not self.ridge:
@@ -97,8 +111,10 @@ class FitConfig:
         return frozenset({round(total ** (i / last)) for i in range(self.log_points)} | {1, self.epochs, total})
 
     def rate(self, step: int, per_epoch: int) -> float:
-        """Step size of optimiser step `step` (from 0): a cosine from the phase's first value to 0."""
+        """Step size of optimiser step `step` (from 0): a cosine from the phase's first value to 0, which it keeps."""
         adam = self.epochs * per_epoch
         if step < adam:
             return 0.5 * self.learning_rate * (1 + math.cos(math.pi * step / adam))
+        if step >= self.total_epochs * per_epoch:
+            return 0.0
         return 0.5 * self.sgd_learning_rate * (1 + math.cos(math.pi * (step - adam) / (self.sgd_epochs * per_epoch)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from isthmus._errors import DivergedError, InputError
 from isthmus._random import torch_generator
 from isthmus.models import Adaptive, LeakyResNet, path_gradients
-from isthmus.train._loop import update_steps
+from isthmus.train._steps import update_steps
 
 
 def weighted_data_term(

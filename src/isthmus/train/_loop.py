@@ -15,12 +15,14 @@ from torch import Tensor
 
 from isthmus._errors import DivergedError, InputError
 from isthmus._random import torch_generator
-from isthmus.geometry import DEFAULT_GAMMA0, path_speed
+from isthmus.geometry import DEFAULT_GAMMA0
 from isthmus.models import Adaptive, LeakyResNet
 from isthmus.probe import geometry_of, path_series, probe_path
 from isthmus.train._checkpoint import data_fingerprint, load_checkpoint, run_identity, save_checkpoint
 from isthmus.train._config import FitConfig
+from isthmus.train._finish import finish, finish_iterations
 from isthmus.train._objective import data_term, objective, score
+from isthmus.train._steps import update_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,14 +91,6 @@ def _watch_path(
     return summary, {f"{s.layer}/{s.metric}": s.values for s in path_series(g) if s.values and not s.missing}
 
 
-def _at_positions(values: Tensor, old: Tensor, new: Tensor) -> Tensor:
-    """`W_p` at new positions, linear between the old ones and constant beyond them; layers stand first."""
-    right = torch.searchsorted(old, new).clamp(1, len(old) - 1)
-    share = ((new - old[right - 1]) / (old[right] - old[right - 1])).clamp(0, 1).to(values.dtype)
-    share = share.view(-1, *(1,) * (values.ndim - 1))
-    return torch.lerp(values[right - 1], values[right], share)
-
-
 def _gradient_norm(model: LeakyResNet, config: FitConfig, x: Tensor, y: Tensor) -> float:
     """Norm of the objective's gradient over the trained parameters, on all of `x`."""
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -104,29 +98,6 @@ def _gradient_norm(model: LeakyResNet, config: FitConfig, x: Tensor, y: Tensor) 
         cost, ridge = objective(model, config.loss, config.ridge, x, y)
         gradients = torch.autograd.grad(cost + ridge, parameters)
     return math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
-
-
-def update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
-    """One damped update of the layer steps from the speeds over the training set (docs/theory 1.3).
-
-    The weights are a function of depth, `W_p`, and are interpolated to the layers' new positions: with weights kept in
-    their layers the objective ended higher in 8 of 8 comparisons (docs/log.md).
-    """
-
-    def middles() -> Tensor:
-        p = model.positions()
-        return 0.5 * (p[1:] + p[:-1])
-
-    with torch.no_grad():
-        path = model.path(x).double()
-        moved = (path[1:] - path[:-1]).square().sum((-2, -1))
-        speed = path_speed(moved, path.square().sum((-2, -1)), model.layer_steps)
-        old = middles()
-        model.set_layer_steps(steps.update(model.layer_steps.double(), speed, model.effective_depth))
-        new = middles()
-        if model.depth > 1:
-            for values in (model.weight, *([] if model.bias is None else [model.bias])):
-                values.copy_(_at_positions(values, old, new))
 
 
 def _stored(entry: EpochLog) -> dict[str, Any]:
@@ -174,7 +145,8 @@ def fit(
 ) -> FitResult:
     """Train `model` in place on `C + (λ/2μ) Σ ρ_ℓ‖W_ℓ‖²` (arXiv 2405.17573, docs/theory 1.2 and 1.8).
 
-    Adam, then plain SGD if `sgd_epochs > 0`, the step size of each falling by a cosine to 0; full batch or mini-batch.
+    Adam, then plain SGD if `sgd_epochs > 0`, the step size of each falling by a cosine to 0; full batch or mini-batch;
+    then, where asked for, the second-order finish, whose iterations count as epochs.
     Under adaptive steps the layer steps are updated every `interval` epochs from the speeds over the training set.
     Deterministic on the CPU: the same seed gives the same weights, and so does a run that was killed and resumed.
 
@@ -236,6 +208,7 @@ def fit(
         best = None if saved["best"] is None else tuple(saved["best"])  # pyright: ignore[reportAssignmentType]
         start, step, stopped = saved["epoch"], saved["step"], saved["stopped"]
     adaptive = model.steps if isinstance(model.steps, Adaptive) else None
+    whole = config.total_epochs + finish_iterations(config.finish)
     log_at = config.log_epochs()
     written = time.monotonic()
     epoch = start
@@ -311,9 +284,26 @@ def fit(
             save_checkpoint(checkpoint, identity, state)
             written = time.monotonic()
         if progress is not None:
-            progress(epoch, config.total_epochs, recorded)
+            progress(epoch, whole, recorded)
         if stopped != "epochs":
             break
+
+    # ── finish: to a critical point ──────────────────────────────────────────────────────────────────────────
+    if config.finish and stopped == "epochs":
+        first = epoch = config.total_epochs
+
+        def watch(done: int, value: float) -> None:
+            if not math.isfinite(value):
+                raise DivergedError(f"the objective is not a finite number at iteration {done} of the finish; "
+                                    f"try a learning_rate below {config.learning_rate / 3:.3g}")  # fmt: skip
+            if progress is not None:
+                progress(first + done, whole, None)
+
+        ended = finish(model, x, y, loss=config.loss, ridge=config.ridge, iterations=config.finish,
+                       tolerance=config.stationarity_tolerance, seed=config.seed, progress=watch)  # fmt: skip
+        epoch = first + ended.iterations
+        if ended.residual < config.stationarity_tolerance:
+            stopped = "stationarity"
 
     # ── end: the weights that are kept, and their metrics ────────────────────────────────────────────────────
     best_epoch = None

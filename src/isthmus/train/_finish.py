@@ -1,0 +1,240 @@
+"""The second-order finish: from a short start by Adam to a critical point of the objective."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from isthmus._errors import InputError
+from isthmus._random import torch_generator
+from isthmus.models import Activation, Adaptive, LeakyResNet, SmoothReLU
+from isthmus.train._config import LEAST_FINISH
+from isthmus.train._path_objective import KroneckerCurvature, PathObjective, dot
+from isthmus.train._steps import update_steps
+
+_MEMORY = 20
+_REFRESH = 50
+_CORNERS = (0.04, 0.01)
+_SHARES = (4, 3, 2)
+_POLISH_SHARE = 4
+_POLISH_RATE = 0.03
+_HALVINGS = 25
+
+Progress = Callable[[int, float], None]
+"""Called as `progress(iterations so far, objective)`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finish:
+    """How a finish went: iterations taken, the objective at its end, the median stationarity residual there."""
+
+    iterations: int
+    objective: float
+    residual: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    activation: Activation
+    dtype: torch.dtype
+    iterations: int
+
+
+def finish_iterations(iterations: int) -> int:
+    """Iterations of L-BFGS asked for, and those of the polish that follows."""
+    return iterations + iterations // _POLISH_SHARE
+
+
+def finish(
+    model: LeakyResNet,
+    x: Float[Tensor, "n features"],
+    y: Shaped[Tensor, "n ..."],
+    *,
+    loss: str,
+    ridge: float,
+    iterations: int,
+    tolerance: float = 0.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Finish:
+    """Bring the weights of a path close to a critical point of `C + (λ/2μ) Σ ρ_ℓ‖W_ℓ‖²`.
+
+    L-BFGS (memory 20) on all samples, preconditioned with the Kronecker-factored curvature of every layer, which is
+    made anew every 50 iterations; then a polish, preconditioned gradient descent whose step falls to 0, which takes out
+    what L-BFGS leaves in the stiff directions. With the ReLU, the first 4 of 9 iterations go with a smoothed one
+    `φ_τ`, τ = 0.04 of the inputs' root mean square, in float32; the next 3 with τ = 0.01 of it; the last 2, and the
+    polish, with the ReLU itself, so that what comes out is close to a critical point of the network as it is. All but
+    the first stage computes in float64. Source: arXiv 2405.17573, docs/theory 1.5 and 1.9; what else was tried is in docs/log.md.
+
+    Learned input and output maps stay as they are. Adaptive layer steps are updated with the curvature, except in the
+    last stage. Deterministic on the CPU.
+
+    Args:
+        model: trained in place.
+        x: all training samples.
+        y: their targets.
+        loss: `square` or `cross_entropy`.
+        ridge: `λ > 0`.
+        iterations: of L-BFGS; a quarter more are spent on the polish.
+        tolerance: stop in the last stage or the polish where the median stationarity residual is below this.
+        seed: of the random probes of the curvature.
+        progress: called after every iteration.
+
+    Raises:
+        InputError: no ridge, or fewer than 9 iterations.
+    """
+    if not ridge > 0:
+        raise InputError("ridge", ridge, "a number > 0 for the finish", "without a ridge there is no critical point "
+                         "to come close to; leave the finish out")  # fmt: skip
+    if iterations < LEAST_FINISH:
+        raise InputError("iterations", iterations, f"at least {LEAST_FINISH}", "900 is a good start")
+    adaptive = model.steps if isinstance(model.steps, Adaptive) else None
+    generator = torch_generator(seed, "finish")
+    stages = _stages(model, x, iterations)
+    done, w, descent = 0, _weights(model), None
+    for number, stage in enumerate(stages):
+        last = number == len(stages) - 1
+        w = w.to(stage.dtype)
+        problem = PathObjective(model, x, y, loss=loss, ridge=ridge, activation=stage.activation, dtype=stage.dtype)
+        descent = _Descent(problem, w, generator)
+        for i in range(stage.iterations):
+            if i and i % _REFRESH == 0:
+                if adaptive is not None and not last:
+                    _store(model, descent.w)
+                    update_steps(model, adaptive, x.to(model.weight))
+                    problem = PathObjective(model, x, y, loss=loss, ridge=ridge, activation=stage.activation,
+                                            dtype=stage.dtype)  # fmt: skip
+                    descent = _Descent(problem, _weights(model).to(stage.dtype), generator)
+                else:
+                    descent.refresh()
+            if not descent.step():
+                break
+            done += 1
+            if progress is not None:
+                progress(done, descent.value)
+            if last and problem.residual(descent.w, descent.gradient) < tolerance:
+                break
+        w = descent.w
+    assert descent is not None
+    for _ in descent.polish(iterations // _POLISH_SHARE):
+        done += 1
+        if progress is not None:
+            progress(done, descent.value)
+        if descent.problem.residual(descent.w, descent.gradient) < tolerance:
+            break
+    _store(model, descent.w)
+    return Finish(done, descent.value, descent.problem.residual(descent.w, descent.gradient))
+
+
+def _stages(model: LeakyResNet, x: Tensor, iterations: int) -> list[_Stage]:
+    low, high = torch.float32, torch.float64
+    parts = [iterations * share // sum(_SHARES) for share in _SHARES]
+    parts[-1] = iterations - sum(parts[:-1])
+    if model.activation is not torch.relu:
+        return [_Stage(model.activation, low, parts[0]), _Stage(model.activation, high, parts[1] + parts[2])]
+    with torch.no_grad():
+        size = float(model.embed(x.to(model.weight.dtype)).double().square().mean().sqrt()) or 1.0
+    kinds = [(SmoothReLU(_CORNERS[0] * size), low), (SmoothReLU(_CORNERS[1] * size), high), (torch.relu, high)]
+    return [_Stage(phi, dtype, part) for (phi, dtype), part in zip(kinds, parts, strict=True)]
+
+
+def _weights(model: LeakyResNet) -> Tensor:
+    return model.augmented_weight().detach().clone()
+
+
+@torch.no_grad()
+def _store(model: LeakyResNet, w: Tensor) -> None:
+    model.weight.copy_(w if model.bias is None else w[..., :-1])
+    if model.bias is not None:
+        model.bias.copy_(w[..., -1])
+
+
+class _Descent:
+    """L-BFGS with the curvature of the layers as its first guess of the inverse Hessian."""
+
+    def __init__(self, problem: PathObjective, w: Tensor, generator: torch.Generator) -> None:
+        self.problem, self.w, self._generator = problem, w, generator
+        self.value, self.gradient = problem(w)
+        self._pairs: list[tuple[Tensor, Tensor, float]] = []
+        self._curvature = problem.curvature(w, generator)
+
+    def refresh(self) -> None:
+        """Make the curvature anew, where the weights are now."""
+        self._curvature: KroneckerCurvature = self.problem.curvature(self.w, self._generator)
+
+    def step(self) -> bool:
+        """One iteration; False where the objective can no longer be lowered in this precision."""
+        direction = self._direction()
+        if self._search(direction):
+            return True
+        if not self._pairs:
+            return False
+        self._pairs.clear()
+        self.refresh()
+        return self._search(self._direction())
+
+    def _direction(self) -> Tensor:
+        """`−H g` by the two-loop recursion; the plain preconditioned gradient where that does not descend."""
+        q, weights = self.gradient.clone(), []
+        for s, y, curve in reversed(self._pairs):
+            weights.append(dot(s, q) / curve)
+            q.sub_(y, alpha=weights[-1])
+        q = self._curvature.solve(q)
+        if self._pairs:
+            _, y, curve = self._pairs[-1]
+            q.mul_(curve / dot(y, self._curvature.solve(y)))
+        for (s, y, curve), weight in zip(self._pairs, reversed(weights), strict=True):
+            q.add_(s, alpha=weight - dot(y, q) / curve)
+        if dot(q, self.gradient) <= 0:
+            self._pairs.clear()
+            q = self._curvature.solve(self.gradient)
+        return q.neg_()
+
+    def _search(self, direction: Tensor) -> bool:
+        """A step that satisfies the weak Wolfe conditions, by bisection; whether one was found and taken."""
+        slope = dot(self.gradient, direction)
+        noise = 8 * torch.finfo(self.w.dtype).eps * abs(self.value)
+        size, low, high = 1.0, 0.0, math.inf
+        for _ in range(_HALVINGS):
+            w = torch.add(self.w, direction, alpha=size)
+            value, gradient = self.problem(w)
+            if not value <= self.value + 1e-4 * size * slope:
+                high = size
+            elif dot(gradient, direction) < 0.9 * slope:
+                low = size
+            else:
+                break
+            size = 2 * size if math.isinf(high) else 0.5 * (low + high)
+            if abs(size * slope) < noise:
+                return False
+        else:
+            if low == 0:
+                return False
+            w = torch.add(self.w, direction, alpha=low)
+            value, gradient = self.problem(w)
+        s, y = w - self.w, gradient - self.gradient
+        curve = dot(s, y)
+        self.w, self.value, self.gradient = w, value, gradient
+        if curve > 1e-10 * dot(y, y) * torch.finfo(w.dtype).eps:
+            self._pairs = [*self._pairs[1 - _MEMORY :], (s, y, curve)]
+        return True
+
+    def polish(self, iterations: int) -> Iterator[int]:
+        """Preconditioned gradient descent, its step falling to 0 by a cosine and halved where the objective rose."""
+        self.refresh()
+        ceiling = _POLISH_RATE
+        for i in range(iterations):
+            rate = min(ceiling, _POLISH_RATE * 0.5 * (1 + math.cos(math.pi * i / iterations)))
+            w = self.w - rate * self._curvature.solve(self.gradient)
+            value, gradient = self.problem(w)
+            if value <= self.value:
+                self.w, self.value, self.gradient = w, value, gradient
+                ceiling = min(1.05 * ceiling, _POLISH_RATE)
+            else:
+                ceiling = 0.5 * rate
+            yield i
