@@ -225,7 +225,7 @@ def test_cosine_of_both_phases() -> None:
 
 
 def test_weights_follow_their_positions_when_layers_move() -> None:
-    from isthmus.train._loop import _at_positions
+    from isthmus.train._steps import _at_positions
 
     old, new = torch.tensor([0.1, 0.4, 0.8]), torch.tensor([0.05, 0.25, 0.8, 0.9])
     values = torch.stack([torch.full((2, 2), v) for v in (1.0, 4.0, 8.0)])  # W_p = 10 p at the old positions

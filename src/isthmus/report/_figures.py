@@ -12,6 +12,7 @@ from isthmus.report import _charts
 from isthmus.report._charts import Along
 from isthmus.report._layertables import LayerTable, SkippedTable
 from isthmus.report._read import Curve, RunView, evenly, number
+from isthmus.report._reproduced import PaperFigure
 
 _TALL, _HIGH = 900, 420
 
@@ -74,6 +75,7 @@ class Figure:
         reasons: what is not shown and why, as (what, reason).
         notes: what was thinned or left out.
         across: the figure goes across the page.
+        source: what the figure is a part of, which its files say below the title.
     """
 
     key: str
@@ -85,6 +87,7 @@ class Figure:
     reasons: list[tuple[str, str]]
     notes: list[str]
     across: bool = False
+    source: str = ""
 
     @property
     def wide(self) -> bool:
@@ -95,7 +98,10 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """A heading, what the section is about, remarks to read it with, its figures, and the tables of its layers."""
+    """A heading, what the section is about, remarks to read it with, its figures, and the tables of its layers.
+
+    `short` is the heading as the list of sections has it; `paper` is the figure of a paper that the section shows.
+    """
 
     key: str
     title: str
@@ -104,6 +110,8 @@ class Section:
     figures: list[Figure]
     layers: list[LayerTable] = dataclasses.field(default_factory=list["LayerTable"])
     skipped: list[SkippedTable] = dataclasses.field(default_factory=list["SkippedTable"])
+    short: str = ""
+    paper: PaperFigure | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,17 +53,19 @@ def _value(value: object) -> str:
 
 def shown_claims(run: RunView, level: str) -> list[ShownClaim]:
     """Claims of one level, each with the rows of the table that stand behind it."""
-    shown: list[ShownClaim] = []
-    for claim in [c for c in run.claims if c.level == level][:_CLAIMS]:
-        listed: list[Any] = list(claim.rows)  # from a file, so not yet known to be numbers
-        wanted = [r for r in listed if isinstance(r, int) and 0 <= r < run.frame.height]
-        rows = [_claim_row(run.frame.row(r, named=True)) for r in wanted[:_CLAIM_ROWS]]
-        columns = ("metric", "layer", "p", "value", "± stderr", "unit", "note")
-        note = f"{_CLAIM_ROWS} of {len(wanted)} rows are shown." if len(wanted) > _CLAIM_ROWS else ""
-        values = [(shorten(k, 80), _value(v)) for k, v in list(claim.values.items())[:_NAMES]]
-        table = Table(f"Rows behind this claim ({shorten(claim.name, 80)})", columns, rows)
-        shown.append(ShownClaim(claim, shorten(claim.text), values, table, note))
-    return shown
+    return [shown_claim(run, claim) for claim in [c for c in run.claims if c.level == level][:_CLAIMS]]
+
+
+def shown_claim(run: RunView, claim: Claim) -> ShownClaim:
+    """A claim with the rows of the table that stand behind it."""
+    listed: list[Any] = list(claim.rows)  # from a file, so not yet known to be numbers
+    wanted = [r for r in listed if isinstance(r, int) and 0 <= r < run.frame.height]
+    rows = [_claim_row(run.frame.row(r, named=True)) for r in wanted[:_CLAIM_ROWS]]
+    columns = ("metric", "layer", "p", "value", "± stderr", "unit", "note")
+    note = f"{_CLAIM_ROWS} of {len(wanted)} rows are shown." if len(wanted) > _CLAIM_ROWS else ""
+    values = [(shorten(k, 80), _value(v)) for k, v in list(claim.values.items())[:_NAMES]]
+    table = Table(f"Rows behind this claim ({shorten(claim.name, 80)})", columns, rows)
+    return ShownClaim(claim, shorten(claim.text), values, table, note)
 
 
 def _claim_row(row: dict[str, Any]) -> tuple[str, ...]:
@@ -119,7 +121,7 @@ def shown_numbers(runs: Sequence[RunView]) -> tuple[list[ShownNumber], list[str]
             summaries += [
                 (": ".join(t for t in (prefix, tag) if t), text or "no value") for tag, text in _summaries(run, name)
             ]
-            if name.startswith(_WITH_GAMMA) and run.layers is None:
+            if name.startswith(_WITH_GAMMA) and run.layers is None and run.reproduction is None:
                 beside.append((prefix, run.gamma_text))
         shown.append(ShownNumber(name, metric.of, metric.definition, metric.unit or "none", metric.source,
                                  metric.trust, summaries, beside))  # fmt: skip
@@ -128,6 +130,9 @@ def shown_numbers(runs: Sequence[RunView]) -> tuple[list[ShownNumber], list[str]
 
 def facts(run: RunView) -> list[tuple[str, str]]:
     """What the run is, in a few numbers."""
+    if run.reproduction is not None:
+        return [("paper", run.reproduction.paper), ("preset", run.reproduction.preset),
+                ("machine", run.reproduction.machine)]  # fmt: skip
     if run.layers is not None:
         return _measured_facts(run)
     leaky, task = run.part("leaky"), run.part("task")
@@ -179,6 +184,8 @@ def _measured_facts(run: RunView) -> list[tuple[str, str]]:
 
 def subtitle(run: RunView) -> str:
     """One line under the title: which network, which task."""
+    if run.reproduction is not None:
+        return f"Figures of {run.reproduction.paper}, made again"
     if run.layers is not None:
         part = run.part("measured")
         said = f"{_value(part['model'])}, measured layer by layer" if part.get("model") else "A model, layer by layer"

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import textwrap
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -97,7 +98,7 @@ def build_page(run: RunFolder | Sequence[RunFolder]) -> str:
 def _render(views: Sequence[Any], budget: Any) -> str:
     import jinja2
 
-    from isthmus.report import _numbers
+    from isthmus.report import _numbers, _reproducedwords
     from isthmus.report._sections import build_sections
     from isthmus.report._themes import THEMES, chart_config, style_variables
 
@@ -114,6 +115,7 @@ def _render(views: Sequence[Any], budget: Any) -> str:
         specs={id(panel): script_json(panel.spec) for panel in panels}, id=id,
         identifiers={id(panel): f"spec-{number}" for number, panel in enumerate(panels)},
         views=views, sections=sections, numbers=numbers, absent=absent, words=_numbers,
+        paper=_reproducedwords, reproduction=views[0].reproduction,
         title=views[0].title if len(views) == 1 else f"{len(views)} runs side by side",
     )  # fmt: skip
 
@@ -172,14 +174,14 @@ def save_charts(
         for figure in section.figures:
             for number, panel in enumerate(figure.panels):
                 name = figure.key if len(figure.panels) == 1 else f"{figure.key}-{number + 1}"
-                spec = _for_file(panel.spec, figure.title, panel.label)
+                spec = _for_file(panel.spec, figure.title, panel.label or figure.source)
                 written += [_save(spec, target / f"{name}.{kind}", kind) for kind in formats]
     return written
 
 
 def _for_file(spec: dict[str, Any], title: str, label: str) -> dict[str, Any]:
     """The page's specification with a title, which the page prints as text."""
-    heading = {"text": title, "subtitle": label} if label else {"text": title}
+    heading = {"text": title, "subtitle": textwrap.wrap(label, 90)} if label else {"text": title}
     return spec | {"title": heading, "padding": 16}
 
 

@@ -10,9 +10,10 @@ from typing import Any, cast
 import numpy as np
 import polars as pl
 
-from isthmus._errors import RunFolderError
+from isthmus._errors import InputError, RunFolderError
 from isthmus._records import COLUMNS, METRICS, Claim, RunFolder
 from isthmus.report._layers import NAME_LIMIT, WHOLE_MODEL, middle, read_layers
+from isthmus.report._reproduced import read_reproduction
 
 NOT_RECORDED = "not recorded by this run"
 _KINDS = ("representation", "step", "weight", "path")
@@ -109,6 +110,12 @@ def _reasons(rows: pl.DataFrame) -> tuple[str, ...]:
     return (*found, f"and {more} more reasons") if more > 0 else tuple(found)
 
 
+def _sound(claim: Any) -> Claim:
+    """A claim from a file, whose fields may be of any type, with fields of the right one."""
+    values: Any = claim.values if isinstance(claim.values, dict) else {}
+    return Claim(str(claim.name), str(claim.text), claim.level, claim.rows, values)
+
+
 class RunView:
     """One run, loaded once. Files that are missing or broken become `problems`, not errors."""
 
@@ -116,10 +123,15 @@ class RunView:
         self.folder, self.run = folder, folder.run
         self.problems: list[str] = []
         self.label = label or self.title
-        self.claims: list[Claim] = self._load("verdict.json", folder.verdict, [])
-        self.arrays: dict[str, np.ndarray] = self._load("arrays.safetensors", folder.arrays, {})
+        self.reproduction = read_reproduction(folder.path, self.run)
+        self.problems += self.reproduction.problems if self.reproduction else ()
+        self.claims = [_sound(claim) for claim in self._load("verdict.json", folder.verdict, [])]
+        # A reproduction has no arrays; its data are in CSV files.
+        self.arrays: dict[str, np.ndarray] = (
+            {} if self.reproduction else self._load("arrays.safetensors", folder.arrays, {})
+        )
         table = self._load("metrics.parquet", folder.metrics, pl.DataFrame(schema=COLUMNS))
-        self.layers = read_layers(self.run)
+        self.layers = read_layers(self.run) if self.reproduction is None else None
         self.frame = table.with_row_index("row").with_columns(
             self._of().alias("of"),
             pl.col("note").fill_null("").str.extract(r"^gamma0=([0-9.eE+-]+)").cast(pl.Float64, strict=False)
@@ -256,8 +268,16 @@ class RunView:
 
 
 def load_runs(folders: Sequence[RunFolder]) -> list[RunView]:
-    """One view per folder; labels are titles, numbered where two are the same."""
+    """One view per folder; labels are titles, numbered where two are the same.
+
+    Raises:
+        InputError: a reproduction of a paper among several folders.
+    """
     views = [RunView(folder) for folder in folders]
+    reproductions = [view.title for view in views if view.reproduction is not None]
+    if reproductions and len(views) > 1:
+        raise InputError("run", reproductions[0], "runs of training or measuring, which can stand side by side",
+                         "a reproduction of a paper has a page of its own: give it alone")  # fmt: skip
     seen: dict[str, int] = {}
     for view in views:
         seen[view.title] = count = seen.get(view.title, 0) + 1

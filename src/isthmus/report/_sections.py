@@ -10,6 +10,7 @@ import numpy as np
 from isthmus.report._figures import Budget, Figure, Recipe, Section, curve_figure, plane_figure, spectrum_figure
 from isthmus.report._measured import measured_sections
 from isthmus.report._read import Curve, RunView, number
+from isthmus.report._reproducedfigures import reproduced_sections
 
 _H = "H rank"
 _H_SYM = "H rank, symmetric"
@@ -241,7 +242,9 @@ _SETTLING = Recipe(
 
 
 def build_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
-    """Every section of the page: what fits any model where a run is of one, and what is of Leaky ResNets."""
+    """Every section of the page: a paper's figures, or what fits any model where a run is of one, and Leaky ResNets."""
+    if len(runs) == 1 and runs[0].reproduction is not None:
+        return reproduced_sections(runs[0], runs[0].reproduction, budget)
     any_model = measured_sections(runs, budget) if any(run.layers is not None for run in runs) else []
     measured_only = all(run.layers is not None for run in runs)
     return [*any_model, *([] if measured_only else _leaky_sections(runs, budget))]

@@ -88,8 +88,8 @@ class FitConfig:
         if 0 < self.finish < LEAST_FINISH:
             raise InputError("finish", self.finish, f"0, or at least {LEAST_FINISH} iterations", "900 is a good start")
         if self.finish and self.patience:
-            raise InputError("finish", self.finish, "0 with patience", "early stopping goes back to the best weights on the "
-                             "validation set, the finish on to a critical point: choose one")  # fmt: skip
+            raise InputError("finish", self.finish, "0 with patience", "early stopping returns to the weights best on "
+                             "the validation set, the finish on to a critical point: choose one")  # fmt: skip
         number("gradient_tolerance", "a finite number ≥ 0")
         number("stationarity_tolerance", "a finite number ≥ 0")
         if self.stationarity_tolerance and not self.ridge:

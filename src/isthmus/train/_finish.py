@@ -69,7 +69,8 @@ def finish(
     what L-BFGS leaves in the stiff directions. With the ReLU, the first 4 of 9 iterations go with a smoothed one
     `φ_τ`, τ = 0.04 of the inputs' root mean square, in float32; the next 3 with τ = 0.01 of it; the last 2, and the
     polish, with the ReLU itself, so that what comes out is close to a critical point of the network as it is. All but
-    the first stage computes in float64. Source: arXiv 2405.17573, docs/theory 1.5 and 1.9; what else was tried is in docs/log.md.
+    the first stage computes in float64. Source: arXiv 2405.17573, docs/theory 1.5 and 1.9; docs/log.md has what was
+    tried besides.
 
     Learned input and output maps stay as they are. Adaptive layer steps are updated with the curvature, except in the
     last stage. Deterministic on the CPU.
