@@ -112,8 +112,11 @@ def _reasons(rows: pl.DataFrame) -> tuple[str, ...]:
 
 def _sound(claim: Any) -> Claim:
     """A claim from a file, whose fields may be of any type, with fields of the right one."""
-    values: Any = claim.values if isinstance(claim.values, dict) else {}
-    return Claim(str(claim.name), str(claim.text), claim.level, claim.rows, values)
+    raw: Any = claim.values if isinstance(claim.values, dict) else {}
+    values = {str(k): v if v is None or isinstance(v, (str, int, float)) else str(v) for k, v in raw.items()}
+    rows = tuple(row for row in claim.rows if isinstance(row, int))
+    level = claim.level if claim.level in ("finding", "caution") else "none"
+    return Claim(str(claim.name), str(claim.text), level, rows, values)
 
 
 class RunView:
