@@ -186,7 +186,7 @@ def _colour(panel: PaperPanel, names: Sequence[str]) -> dict[str, Any]:
         low, high = (min(numbers), max(numbers)) if numbers else (1, len(names))
         log = low > 0 and high > 8 * low  # the first of many singular values matter most
         ticks: dict[str, Any] = (
-            {"values": [v for v in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if low <= v <= high]} if log else {}
+            {"values": [v for v in (1, 3, 10, 30, 100, 300, 1000) if low <= v <= high]} if log else {}
         )
         legend = alt.Legend(orient="top", direction="horizontal", gradientLength=150, gradientThickness=10,
                             title="no.", format="~r", **ticks) if numbers else None  # fmt: skip
