@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from isthmus._errors import InputError
 from isthmus._random import torch_generator
 from isthmus.models import Activation, Adaptive, LeakyResNet, SmoothReLU
 from isthmus.train._config import LEAST_FINISH
+from isthmus.train._objective import LOSS_REDUCTION
 from isthmus.train._path_objective import KroneckerCurvature, PathObjective, dot
 from isthmus.train._steps import update_steps
 
@@ -24,6 +25,7 @@ _SHARES = (4, 3, 2)
 _POLISH_SHARE = 4
 _POLISH_RATE = 0.03
 _HALVINGS = 25
+_LARGEST = 1e30
 
 Progress = Callable[[int, float], None]
 """Called as `progress(iterations so far, objective)`."""
@@ -31,7 +33,11 @@ Progress = Callable[[int, float], None]
 
 @dataclasses.dataclass(frozen=True)
 class Finish:
-    """How a finish went: iterations taken, the objective at its end, the median stationarity residual there."""
+    """How a finish went: iterations taken, objective and median stationarity residual of the weights as stored.
+
+    Both are those of the network in float64, as `isthmus.probe` measures it; a float32 model rounds its weights, which
+    moves the residual by some 1e-4.
+    """
 
     iterations: int
     objective: float
@@ -53,7 +59,7 @@ def finish_iterations(iterations: int) -> int:
 def finish(
     model: LeakyResNet,
     x: Float[Tensor, "n features"],
-    y: Shaped[Tensor, "n ..."],
+    y: Shaped[Tensor, "rows ..."],
     *,
     loss: str,
     ridge: float,
@@ -72,8 +78,8 @@ def finish(
     the first stage computes in float64. Source: arXiv 2405.17573, docs/theory 1.5 and 1.9; docs/log.md has what was
     tried besides.
 
-    Learned input and output maps stay as they are. Adaptive layer steps are updated with the curvature, except in the
-    last stage. Deterministic on the CPU.
+    Learned input and output maps stay as they are. Adaptive layer steps are updated with the curvature in the first
+    stage, and stay from then on. Deterministic on the CPU.
 
     Args:
         model: trained in place.
@@ -87,17 +93,24 @@ def finish(
         progress: called after every iteration.
 
     Raises:
-        InputError: no ridge, or fewer than 9 iterations.
+        InputError: no ridge, fewer than 9 iterations, a tolerance below 0, an unknown loss, samples or targets of
+            another shape than the model's or not of finite numbers, weights that are not or whose objective is not.
     """
-    if not ridge > 0:
-        raise InputError("ridge", ridge, "a number > 0 for the finish", "without a ridge there is no critical point "
-                         "to come close to; leave the finish out")  # fmt: skip
-    if iterations < LEAST_FINISH:
-        raise InputError("iterations", iterations, f"at least {LEAST_FINISH}", "900 is a good start")
+    _check_settings(loss, ridge, iterations, tolerance)
+    _check_samples(model, x, y, loss)
+    weight = _weights(model)
+    if not bool(torch.isfinite(weight).all()):
+        raise InputError("model", _count_bad(weight), "finite weights", "it may have diverged; train it anew with a "
+                         "smaller learning_rate")  # fmt: skip
+    value, _ = PathObjective(model, x, y, loss=loss, ridge=ridge, activation=model.activation,
+                             dtype=torch.float64)(weight.double())  # fmt: skip
+    if not value < _LARGEST:
+        raise InputError("model", f"an objective of {value:.3g}", f"one below {_LARGEST:g}", "it may have diverged; "
+                         "train it anew with a smaller learning_rate, or scale the data")  # fmt: skip
     adaptive = model.steps if isinstance(model.steps, Adaptive) else None
     generator = torch_generator(seed, "finish")
     stages = _stages(model, x, iterations)
-    done, w, descent = 0, _weights(model), None
+    done, w, descent, reached = 0, weight, None, False
     for number, stage in enumerate(stages):
         last = number == len(stages) - 1
         w = w.to(stage.dtype)
@@ -105,7 +118,7 @@ def finish(
         descent = _Descent(problem, w, generator)
         for i in range(stage.iterations):
             if i and i % _REFRESH == 0:
-                if adaptive is not None and not last:
+                if adaptive is not None and number == 0:
                     _store(model, descent.w)
                     update_steps(model, adaptive, x.to(model.weight))
                     problem = PathObjective(model, x, y, loss=loss, ridge=ridge, activation=stage.activation,
@@ -118,28 +131,69 @@ def finish(
             done += 1
             if progress is not None:
                 progress(done, descent.value)
-            if last and problem.residual(descent.w, descent.gradient) < tolerance:
+            reached = last and problem.residual(descent.w, descent.gradient) < tolerance
+            if reached:
                 break
         w = descent.w
     assert descent is not None
-    for _ in descent.polish(iterations // _POLISH_SHARE):
+    for _ in descent.polish(0 if reached else iterations // _POLISH_SHARE):
         done += 1
         if progress is not None:
             progress(done, descent.value)
         if descent.problem.residual(descent.w, descent.gradient) < tolerance:
             break
     _store(model, descent.w)
-    return Finish(done, descent.value, descent.problem.residual(descent.w, descent.gradient))
+    w = _weights(model).to(descent.w)  # as rounded to the model's dtype
+    value, gradient = descent.problem(w)
+    return Finish(done, value, descent.problem.residual(w, gradient))
+
+
+def _check_settings(loss: str, ridge: float, iterations: int, tolerance: float) -> None:
+    if loss not in LOSS_REDUCTION:
+        raise InputError("loss", loss, "'square' or 'cross_entropy'")
+    if not 0 < ridge < math.inf:
+        raise InputError("ridge", ridge, "a finite number > 0 for the finish", "without a ridge there is no critical "
+                         "point to come close to; leave the finish out")  # fmt: skip
+    if iterations < LEAST_FINISH or iterations != int(iterations):
+        raise InputError("iterations", iterations, f"an integer ≥ {LEAST_FINISH}", "900 is a good start")
+    if not 0 <= tolerance < math.inf:
+        raise InputError("tolerance", tolerance, "a finite number ≥ 0", "0 takes every iteration")
+
+
+def _check_samples(model: LeakyResNet, x: Tensor, y: Tensor, loss: str) -> None:
+    wanted, n = model.in_features, x.shape[0]
+    if x.ndim != 2 or x.shape[1] != wanted or n == 0:
+        raise InputError("x", f"shape {tuple(x.shape)}", f"shape (samples, in_features) = (n, {wanted}), n ≥ 1")
+    if loss == "square" and y.shape != (n, model.out_features):
+        raise InputError("y", f"shape {tuple(y.shape)}", f"shape (samples, out_features) = ({n}, {model.out_features})",
+                         "one column for one output" if y.ndim == 1 else "")  # fmt: skip
+    if loss == "cross_entropy":
+        if y.shape != (n,) or y.dtype != torch.int64:
+            raise InputError("y", f"shape {tuple(y.shape)} of {y.dtype}", f"{n} class numbers, torch.int64")
+        if not bool(((y >= 0) & (y < model.out_features)).all()):
+            raise InputError("y", f"class numbers {int(y.min())} to {int(y.max())}",
+                             f"0 to out_features − 1 = {model.out_features - 1}")  # fmt: skip
+    for name, values in (("x", x), ("y", y)):
+        if not bool(torch.isfinite(values).all()):
+            raise InputError(name, _count_bad(values), "finite numbers", "fill those in, or leave their rows out")
+
+
+def _count_bad(values: Tensor) -> str:
+    return f"{int((~torch.isfinite(values)).sum())} NaN or infinite"
+
+
+def _is_relu(activation: Activation) -> bool:
+    return activation in (torch.relu, nn.functional.relu) or isinstance(activation, nn.ReLU)
 
 
 def _stages(model: LeakyResNet, x: Tensor, iterations: int) -> list[_Stage]:
     low, high = torch.float32, torch.float64
     parts = [iterations * share // sum(_SHARES) for share in _SHARES]
     parts[-1] = iterations - sum(parts[:-1])
-    if model.activation is not torch.relu:
+    if not _is_relu(model.activation):
         return [_Stage(model.activation, low, parts[0]), _Stage(model.activation, high, parts[1] + parts[2])]
     with torch.no_grad():
-        size = float(model.embed(x.to(model.weight.dtype)).double().square().mean().sqrt()) or 1.0
+        size = float(model.embed(x.to(model.weight)).double().square().mean().sqrt()) or 1.0
     kinds = [(SmoothReLU(_CORNERS[0] * size), low), (SmoothReLU(_CORNERS[1] * size), high), (torch.relu, high)]
     return [_Stage(phi, dtype, part) for (phi, dtype), part in zip(kinds, parts, strict=True)]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from isthmus.models import Activation, LeakyResNet, leaky_path, path_gradients
 from isthmus.train._objective import data_term
@@ -44,13 +45,17 @@ class PathObjective:
     Source: arXiv 2405.17573, docs/theory 1.2. The maps into and out of the path, and the layer steps, stay as they are.
 
     Args:
-        model: gives sizes, maps and steps; its weights and activation are not looked at.
+        model: gives sizes, maps and steps; its weights and activation are not looked at. A copy of it in `dtype` is
+            taken, its steps made to sum to 1 there, as `isthmus.probe` measures it.
         x: samples.
         y: targets.
         loss: data term.
         ridge: `λ > 0`.
         activation: `φ`, which may differ from the model's.
         dtype: everything is computed in it; sums over samples and weights in float64.
+
+    Raises:
+        InputError: `x` of another shape than the model's inputs.
     """
 
     def __init__(
@@ -64,12 +69,15 @@ class PathObjective:
         activation: Activation,
         dtype: torch.dtype,
     ) -> None:
+        twin = copy.deepcopy(model).to(dtype)
+        twin.set_layer_steps(twin.layer_steps / twin.layer_steps.sum())
         with torch.no_grad():
-            self.start = model.embed(x.to(model.weight.dtype)).to(dtype)
-            self.readout = model.output_matrix.to(dtype)
-        self.y = y.to(dtype) if y.is_floating_point() else y
-        self.loss, self.ridge, self.activation = loss, ridge, activation
-        self.rho, self.effective_depth = model.layer_steps.to(dtype), model.effective_depth
+            self.start = twin.embed(x.to(twin.weight))
+            self.readout = twin.output_matrix
+        self.y = y.to(twin.weight) if y.is_floating_point() else y.to(twin.weight.device)
+        self.loss, self.ridge = loss, ridge
+        self.activation = copy.deepcopy(activation).to(dtype) if isinstance(activation, nn.Module) else activation
+        self.rho, self.effective_depth = twin.layer_steps, model.effective_depth
         self.decay = (self.ridge / model.mu) * self.rho[:, None, None]
         self.has_bias = model.bias is not None
 
@@ -83,10 +91,10 @@ class PathObjective:
             cost = data_term(self.loss, outputs, self.y)
         (gradient,) = torch.autograd.grad(cost, outputs)
         if self.loss == "square":
-            value = float((outputs.detach() - self.y).square().sum(dtype=torch.float64)) / len(self.y)
+            costs = (outputs.detach() - self.y).square()
         else:
-            value = float(cost.detach())
-        return value, gradient @ self.readout
+            costs = nn.functional.cross_entropy(outputs.detach(), self.y, reduction="none")
+        return float(costs.sum(dtype=torch.float64)) / len(self.y), gradient @ self.readout
 
     @torch.no_grad()
     def __call__(self, w: Float[Tensor, "depth width features"]) -> tuple[float, Tensor]:
@@ -153,9 +161,10 @@ class PathObjective:
         """Rows `q` with `E[q qᵀ] = ∂²cost/∂f²` of every sample."""
         outputs = end @ self.readout.mT
         if self.loss == "square":
-            signs = torch.randint(0, 2, outputs.shape, generator=generator, dtype=torch.int8).to(outputs)
+            drawn = torch.randint(0, 2, outputs.shape, generator=generator, dtype=torch.int8, device="cpu")
+            signs = drawn.to(outputs)
             return (2 * signs - 1) * 2**0.5
         share = outputs.softmax(-1)
-        drawn = torch.rand(len(share), 1, generator=generator, dtype=torch.float64).to(outputs)
+        drawn = torch.rand(len(share), 1, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
         label = (share.cumsum(-1) < drawn).sum(-1).clamp(max=share.shape[1] - 1)
-        return torch.nn.functional.one_hot(label, share.shape[1]).to(share) - share
+        return nn.functional.one_hot(label, share.shape[1]).to(share) - share

@@ -1,0 +1,463 @@
+"""The second-order finish: where it must end, what it must never do, and how it is asked for."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from isthmus import InputError, LeakyResNet
+from isthmus._errors import DivergedError
+from isthmus.cli import main
+from isthmus.models import Adaptive, SmoothReLU
+from isthmus.probe import measure_path
+from isthmus.theory import LinearGeodesic, linear_geodesic
+from isthmus.train import EpochLog, Finish, FitConfig, data_term, finish, finish_iterations, fit, objective
+from isthmus.train import _finish as module
+
+RIDGE = 1e-3
+
+
+def samples(n: int = 60, loss: str = "square") -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(n, 5, generator=g)
+    y = torch.tanh(x @ torch.randn(5, 2, generator=g)) @ torch.randn(2, 3, generator=g)
+    return x, y if loss == "square" else y.argmax(1)
+
+
+def net(**changes: Any) -> LeakyResNet:
+    settings: dict[str, Any] = {"width": 8, "depth": 6, "effective_depth": 3.0, "seed": 4} | changes
+    return LeakyResNet(5, 3, **settings)
+
+
+def go(model: LeakyResNet, x: Tensor, y: Tensor, iterations: int = 36, **options: Any) -> Finish:
+    settings: dict[str, Any] = {"loss": "square", "ridge": RIDGE} | options
+    return finish(model, x, y, iterations=iterations, **settings)
+
+
+@torch.no_grad()
+def total(model: LeakyResNet, x: Tensor, y: Tensor, loss: str = "square", ridge: float = RIDGE) -> float:
+    return sum(float(t) for t in objective(model, loss, ridge, x, y))
+
+
+def measured(model: LeakyResNet, x: Tensor, y: Tensor, loss: str = "square", ridge: float = RIDGE) -> float:
+    found = measure_path(model, x, y, loss=lambda o, t: data_term(loss, o, t), ridge=ridge, jacobian_samples=0)
+    assert found.geometry.stationarity is not None
+    return float(found.geometry.stationarity.quantile(0.5))
+
+
+# ── where it ends ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def linear_case(seed: int, dtype: torch.dtype) -> tuple[LeakyResNet, LinearGeodesic]:
+    w, lt, ridge = 4, 3.0, 0.01
+    g = torch.Generator().manual_seed(0)
+    q, _ = torch.linalg.qr(torch.randn(w, w, generator=g))
+    log_map = q @ torch.diag(torch.tensor([0.8, 0.3, -0.2, -0.5])) @ q.T
+    exact = linear_geodesic(torch.randn(w, 9, generator=g), 0.5 * (log_map + log_map.T), depth=8, effective_depth=lt,
+                            ridge=ridge)  # fmt: skip
+    model = LeakyResNet(w, w, width=w, depth=8, effective_depth=lt, activation="identity", bias=False, seed=seed,
+                        dtype=dtype)  # fmt: skip
+    with torch.no_grad():
+        model.input_weight.copy_(torch.eye(w))
+        model.output_weight.copy_(torch.eye(w))
+    return model, exact
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_finds_the_exact_solution_of_the_linear_network(seed: int) -> None:
+    """From the initial weights to the closed form of docs/theory 1.10, without any Adam."""
+    model, exact = linear_case(seed, torch.float64)
+    x, y = exact.path[0].T, exact.target.T
+    result = go(model, x, y, 450, ridge=0.01)
+    known = float((exact.target - exact.path[-1]).square().sum()) / 9 + 0.01 / 2 * exact.parameter_cost
+    # so many iterations bring the residual to 4e-6 and, the weights that much off, the objective to its square
+    assert result.objective == pytest.approx(known, rel=1e-9)
+    assert total(model, x, y, ridge=0.01) == pytest.approx(known, rel=1e-9)
+    assert result.residual < 2e-5
+    # soft directions have the ridge alone: the residual in them is the relative error, in 16 numbers of up to 3.8
+    torch.testing.assert_close(model.weight.detach(), exact.weight.expand(8, 4, 4), rtol=0, atol=2e-4)
+    found = measure_path(model, x, y, loss=lambda o, t: data_term("square", o, t), ridge=0.01, jacobian_samples=0)
+    assert found.geometry.hamiltonians is not None
+    rank = found.geometry.hamiltonians.rank(found.geometry.hamiltonians.pair)
+    torch.testing.assert_close(rank, torch.full_like(rank, exact.hamiltonian_rank), rtol=0, atol=1e-4)
+
+
+def test_of_a_float32_network_it_reports_the_weights_as_they_are_stored() -> None:
+    model, exact = linear_case(0, torch.float32)
+    x, y = exact.path[0].T, exact.target.T
+    result = go(model, x, y, 450, ridge=0.01)
+    double = copy.deepcopy(model).double()
+    assert result.objective == pytest.approx(total(double, x, y, ridge=0.01), rel=1e-7)  # 1/8 is exact; 1e-12 would do
+    assert result.residual == pytest.approx(measured(model, x, y, ridge=0.01), rel=1e-9)
+    assert 1e-6 < result.residual < 1e-2  # rounding to float32 leaves this, not the 1e-7 reached in float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_it_goes_far_beyond_adam(dtype: torch.dtype) -> None:
+    """Of the same number of passes over the data, and more: an iteration costs about one and a half epochs."""
+    from isthmus.data import teacher
+
+    task = teacher(widths=(10, 3, 10), n_train=100, n_test=20)
+    x, y = task.x_train.to(dtype), task.y_train.to(dtype)
+    settings: dict[str, Any] = {"width": 20, "depth": 8, "effective_depth": 5.0, "dtype": dtype}
+    finished, adam = LeakyResNet(10, 10, **settings), LeakyResNet(10, 10, **settings)
+    ours = fit(finished, x, y, FitConfig(epochs=100, finish=90, log_points=2))
+    theirs = fit(adam, x, y, FitConfig(epochs=300, log_points=2))
+    assert ours.objective < 0.5 * theirs.objective  # 0.063 against 0.17
+    assert ours.final.train["stationarity"] < 0.3 * theirs.final.train["stationarity"]  # 0.7 against 5
+
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu": ("square", {}),
+    "no bias": ("square", {"bias": False}),
+    "classes": ("cross_entropy", {}),
+    "classes, no bias": ("cross_entropy", {"bias": False}),
+    "smooth": ("square", {"activation": "smooth_relu"}),
+    "callable": ("square", {"activation": torch.nn.functional.softplus}),
+    "relu by another name": ("square", {"activation": torch.nn.ReLU()}),
+    "learned maps": ("square", {"width": 4, "input_map": "learned", "output_map": "learned"}),
+    "no leak": ("square", {"effective_depth": 0.0}),
+    "one layer": ("square", {"depth": 1, "effective_depth": 0.5}),
+    "irregular": ("square", {"steps": "irregular"}),
+    "adaptive": ("square", {"steps": "adaptive"}),
+    "float32": ("square", {"dtype": torch.float32}),
+    "float32 classes": ("cross_entropy", {"dtype": torch.float32, "effective_depth": 1.0}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_lowers_the_objective_of_every_kind_of_network_and_says_truly_where_it_is(case: str) -> None:
+    loss, changes = CASES[case]
+    model = net(**changes).eval()
+    x, y = samples(loss=loss)
+    x, y = x.to(model.weight.dtype), y.to(model.weight.dtype) if loss == "square" else y
+    start, before = total(model, x, y, loss), {k: v.clone() for k, v in model.state_dict().items()}
+    start_residual = measured(model, x, y, loss)
+    random = torch.random.get_rng_state()
+    result = go(model, x, y, 180, loss=loss)
+    assert torch.equal(torch.random.get_rng_state(), random)
+    # what is said is what is measured elsewhere: rounding, and that of float32 where the network computes in it
+    rounding = 1e-5 if model.weight.dtype == torch.float32 else 1e-11
+    assert result.objective == pytest.approx(total(model, x, y, loss), rel=rounding)
+    # the residual is a difference of numbers up to 1e4 times larger
+    assert result.residual == pytest.approx(measured(model, x, y, loss), rel=1e-6)
+    assert result.objective < 0.5 * start
+    assert result.residual < 0.2 * start_residual
+    assert result.iterations <= finish_iterations(180)
+    after = model.state_dict()
+    assert {k: (v.dtype, v.shape) for k, v in after.items()} == {k: (v.dtype, v.shape) for k, v in before.items()}
+    for name in {"input_weight", "output_weight"} | (set() if case == "adaptive" else {"layer_steps"}):
+        assert torch.equal(after[name], before[name])
+    assert not model.training
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_of_a_smooth_network_the_residual_goes_on_falling() -> None:
+    model = net(activation=SmoothReLU(0.3))
+    x, y = samples()
+    short = go(copy.deepcopy(model), x, y, 90, ridge=0.02)
+    long = go(model, x, y, 720, ridge=0.02)
+    assert long.residual < 1e-4
+    assert long.residual < 0.1 * short.residual
+    assert long.objective <= short.objective * (1 + 1e-12)
+
+
+# ── on the way ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_within_a_stage_the_objective_never_rises() -> None:
+    model = net()
+    x, y = samples()
+    values: list[float] = []
+    counts: list[int] = []
+
+    def watch(done: int, value: float) -> None:
+        counts.append(done)
+        values.append(value)
+
+    result = go(model, x, y, 180, progress=watch)
+    assert counts == list(range(1, result.iterations + 1))
+    assert result.iterations == finish_iterations(180) == 225
+    # stages of 4, 3 and 2 ninths, of which each has its own activation; the polish goes on with the ReLU's
+    for a, b in ((0, 80), (80, 140), (140, 180)):
+        assert all(later < earlier for earlier, later in itertools.pairwise(values[a:b]))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(values[179:]))
+    assert values[-1] == pytest.approx(total(model, x, y), rel=1e-12)
+    assert values[-1] < values[179]  # the polish does something
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_step_satisfies_the_wolfe_conditions(dtype: torch.dtype) -> None:
+    """`f(w + td) ≤ f + 1e-4 t g·d` and `g'·d ≥ 0.9 g·d`, seen from outside by the steps that were taken."""
+    model = net(activation="smooth_relu")
+    x, y = samples()
+    problem = module.PathObjective(model, x, y, loss="square", ridge=RIDGE, activation=model.activation, dtype=dtype)
+    w = model.augmented_weight().detach().to(dtype)
+    descent = module._Descent(problem, w, torch.Generator().manual_seed(0))
+    unit_steps = 0
+    for _ in range(30):
+        w, value, gradient = descent.w, descent.value, descent.gradient
+        direction = descent._direction()
+        assert float((direction * gradient).sum()) < 0
+        assert descent.step()
+        step = descent.w - w
+        size = float((step * direction).sum() / direction.square().sum())
+        # a slack of rounding: of the step where w is 3 and the step 1e-3, and of the value itself
+        torch.testing.assert_close(step, size * direction, rtol=1e-2, atol=1e-6)
+        slope = float((gradient * step).sum(dtype=torch.float64))
+        slack = 32 * torch.finfo(dtype).eps
+        assert descent.value <= value + 1e-4 * slope + slack * value
+        assert float((descent.gradient * step).sum(dtype=torch.float64)) >= 0.9 * slope * (1 + 1e-2) - slack
+        again, same = problem(descent.w)
+        assert descent.value == again
+        assert torch.equal(descent.gradient, same)
+        unit_steps += abs(size - 1) < 1e-3
+    assert unit_steps >= 15  # the length is right by itself, so that an iteration costs one evaluation
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_quadratic_is_solved_at_once(bias: bool) -> None:
+    """One layer, one output: the curvature is the Hessian, so the first step of the last stage ends at the minimum."""
+    model = LeakyResNet(5, 1, width=6, depth=1, effective_depth=0.5, bias=bias, activation="identity")
+    x, y = samples()
+    y = y[:, :1]
+    s = model.features(model.embed(x)).detach()
+    result = go(model, x, y, 9)
+    a0 = model.readout(model.embed(x)).detach() * 0.5  # what the skip carries: 1 − ρL̃ = ½
+    q = model.output_matrix.detach()
+    # W = qᵀ v lies along the readout: (1/N)‖y − a0 − s v‖² + (λ/2μ)‖v‖², by the normal equations
+    v = torch.linalg.solve(s.mT @ s / 60 + RIDGE / (2 * 0.5) * torch.eye(s.shape[1]), s.mT @ (y - a0) / 60)
+    torch.testing.assert_close(model.augmented_weight().detach()[0], q.mT @ v.mT, rtol=0, atol=1e-8)
+    assert result.residual < 1e-8
+
+
+def test_the_seed_alone_decides() -> None:
+    x, y = samples()
+    states: list[Tensor] = []
+    for seed in (0, 0, 1):
+        model = net(dtype=torch.float32)
+        torch.manual_seed(len(states))
+        go(model, x.float(), y.float(), 45, seed=seed)
+        states.append(model.augmented_weight().detach())
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+def test_adaptive_steps_move_within_their_bounds() -> None:
+    steps = Adaptive(cap=0.33)  # near the least there can be, 3/10, so that it binds
+    model, even = net(steps=steps, depth=10), net(depth=10)
+    x, y = samples()
+    go(model, x, y, 180)
+    go(even, x, y, 180)
+    rho = model.layer_steps
+    assert float(rho.sum()) == pytest.approx(1, abs=1e-12)
+    assert float(rho.max()) * 3.0 <= 0.33 + 1e-12
+    assert float(rho.min()) >= 1e-2 / 10 - 1e-12
+
+    def spread(m: LeakyResNet) -> float:
+        path = m.path(x).detach()
+        moves = (path[1:] - path[:-1]).flatten(1).norm(dim=1) / path[1:].flatten(1).norm(dim=1)
+        return float(moves.max() / moves.min())
+
+    assert spread(model) < 0.7 * spread(even)
+
+
+def test_it_stops_where_the_residual_is_small_enough() -> None:
+    x, y = samples()
+    model = net(activation="smooth_relu")
+    result = go(model, x, y, 180, ridge=0.02, tolerance=0.1)
+    assert result.residual < 0.1
+    assert 80 < result.iterations < 180  # stages before the last are finished first: their steps may still move
+    assert result.residual == pytest.approx(measured(model, x, y, ridge=0.02), rel=1e-9)
+    at_once = go(net(activation="smooth_relu"), x, y, 180, ridge=0.02, tolerance=1e6)
+    assert at_once.iterations == 81  # the first of the last stage, and no polish
+
+
+def test_the_best_weights_are_those_it_ends_with_when_it_can_no_longer_move() -> None:
+    """Begun at the solution, it ends there, and says so in fewer iterations."""
+    model, exact = linear_case(0, torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(exact.weight)
+    result = go(model, exact.path[0].T, exact.target.T, 90, ridge=0.01)
+    assert result.residual < 1e-5  # the first stage is float32, whose rounding moves the weights by 1e-7
+    torch.testing.assert_close(model.weight.detach(), exact.weight.expand(8, 4, 4), rtol=0, atol=1e-5)
+
+
+# ── what it refuses ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _brief(given: object) -> str:
+    return given if isinstance(given, str) else "-".join(given) if isinstance(given, dict) else ""
+
+
+@pytest.mark.parametrize(
+    ("change", "needle"),
+    [
+        ({"ridge": 0.0}, r"ridge: got 0\.0, expected a finite number > 0 .* leave the finish out"),
+        ({"ridge": math.nan}, "ridge: got nan"),
+        ({"ridge": math.inf}, "ridge: got inf"),
+        ({"iterations": 8}, "iterations: got 8, expected an integer ≥ 9; 900 is a good start"),
+        ({"iterations": -1}, "iterations: got -1"),
+        ({"tolerance": -0.1}, r"tolerance: got -0\.1"),
+        ({"tolerance": math.nan}, "tolerance: got nan"),
+        ({"loss": "mae"}, "loss: got mae, expected 'square' or 'cross_entropy'"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"x": torch.zeros(60, 4)}, r"x: got shape \(60, 4\), expected shape \(samples, in_features\) = \(n, 5\)"),
+        ({"x": torch.zeros(0, 5), "y": torch.zeros(0, 3)}, r"x: got shape \(0, 5\).* n ≥ 1"),
+        ({"y": torch.zeros(59, 3)}, r"y: got shape \(59, 3\), expected shape .* = \(60, 3\)"),
+        ({"y": torch.zeros(60)}, r"y: got shape \(60,\).*one column for one output"),
+        ({"y": torch.zeros(60, 3), "loss": "cross_entropy"}, "y: got shape .*expected 60 class numbers, torch.int64"),
+        ({"y": torch.full((60,), 3), "loss": "cross_entropy"}, "y: got class numbers 3 to 3, expected 0 to .* = 2"),
+        ({"y": torch.full((60,), -100), "loss": "cross_entropy"}, "y: got class numbers -100 to -100"),
+        ({"x": torch.full((60, 5), math.nan)}, "x: got 300 NaN or infinite, expected finite numbers; .*rows out"),
+        ({"y": torch.full((60, 3), math.inf)}, "y: got 180 NaN or infinite"),
+        ({"weight": math.nan}, "model: got 1 NaN or infinite, expected finite weights; it may have diverged"),
+        ({"weight": 1e200}, "model: got an objective of .*, expected one below"),
+    ],
+    ids=_brief,
+)
+def test_bad_input(change: dict[str, Any], needle: str) -> None:
+    model = net()
+    x, y = samples()
+    weight = change.pop("weight", None)
+    if weight is not None:
+        with torch.no_grad():
+            model.weight[1, 2, 2] = weight
+    before = model.augmented_weight().detach().clone()
+    given: dict[str, Any] = {"x": x, "y": y, "iterations": 9} | change
+    with pytest.raises(InputError, match=needle):
+        go(model, given.pop("x"), given.pop("y"), **given)
+    torch.testing.assert_close(model.augmented_weight().detach(), before, rtol=0, atol=0, equal_nan=True)
+
+
+BAD_CONFIGURATIONS: list[tuple[dict[str, Any], str]] = [
+    ({"finish": 8}, "finish: got 8, expected 0, or at least 9 iterations; 900 is a good start"),
+    ({"finish": -1}, "finish: got -1, expected an integer ≥ 0"),
+    ({"finish": 90, "ridge": 0.0}, "finish: got 90, expected 0 where the ridge is 0"),
+    ({"finish": 90, "patience": 5, "validation_fraction": 0.2}, "finish: got 90, expected 0 with patience"),
+]
+
+
+@pytest.mark.parametrize(("changes", "needle"), BAD_CONFIGURATIONS, ids=str)
+def test_bad_configuration_by_call(changes: dict[str, Any], needle: str) -> None:
+    with pytest.raises(InputError, match=needle):
+        FitConfig(**changes)
+
+
+@pytest.mark.parametrize(("changes", "needle"), BAD_CONFIGURATIONS, ids=str)
+def test_bad_configuration_by_command(
+    changes: dict[str, Any], needle: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    out = tmp_path / "run"
+    assert main(["train", "--data", "teacher", "--epochs", "2", "--quiet", "--out", str(out), *options]) == 2
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("error: ")
+    assert needle in printed.err
+    assert not out.exists()
+
+
+# ── within a training run ────────────────────────────────────────────────────────────────────────────────────
+
+CONFIG = FitConfig(epochs=30, sgd_epochs=5, learning_rate=1e-2, finish=36, log_points=5)
+
+
+def test_fit_goes_on_with_it() -> None:
+    x, y = samples()
+    model, twin = net(), net()
+    seen: list[tuple[int, int]] = []
+
+    def watch(epoch: int, epochs: int, _: EpochLog | None) -> None:
+        seen.append((epoch, epochs))
+
+    result = fit(model, x, y, CONFIG, x_test=x[:9], y_test=y[:9], progress=watch)
+    fit(twin, x, y, dataclasses.replace(CONFIG, finish=0))
+    by_hand = go(twin, x, y, 36)
+    assert torch.equal(model.augmented_weight(), twin.augmented_weight())
+    assert (result.stopped, result.best_epoch) == ("epochs", None)
+    assert result.epochs == 35 + finish_iterations(36) == 35 + 45
+    assert result.objective == pytest.approx(by_hand.objective, rel=1e-12)
+    assert result.final == result.log[-1]
+    assert [entry.epoch for entry in result.log][-2:] == [35, 80]
+    assert result.final.train["stationarity"] == pytest.approx(by_hand.residual, rel=1e-9)
+    assert result.final.train["loss"] + result.final.train["ridge_term"] == pytest.approx(result.objective, rel=1e-12)
+    assert result.final.train["learning_rate"] == 0
+    assert result.final.test["loss"] == pytest.approx(float(data_term("square", model(x[:9]), y[:9]).detach()))
+    assert seen == [(epoch, 80) for epoch in range(1, 81)]
+
+
+def test_fit_says_when_it_came_close_enough() -> None:
+    x, y = samples()
+    config = FitConfig(epochs=30, learning_rate=1e-2, ridge=0.02, finish=450, stationarity_tolerance=0.1)
+    result = fit(net(activation="smooth_relu"), x, y, config)
+    assert result.stopped == "stationarity"
+    assert result.final.train["stationarity"] < 0.1
+    assert 30 < result.epochs == result.final.epoch < 30 + 450
+    early = fit(net(), x, y, FitConfig(epochs=30, finish=90, gradient_tolerance=1e9))
+    assert (early.stopped, early.epochs) == ("gradient", 1)  # what ended training leaves the finish out
+
+
+def test_fit_finishes_on_the_samples_trained_on() -> None:
+    x, y = samples()
+    config = dataclasses.replace(CONFIG, validation_fraction=0.3)
+    result = fit(net(), x, y, config)
+    changed = y.clone()
+    held = torch.ones(60, dtype=torch.bool)
+    from isthmus.train import training_rows
+
+    held[training_rows(60, config)[0]] = False
+    changed[held] += 100
+    assert fit(net(), x, changed, config).objective == result.objective
+
+
+@pytest.mark.parametrize("steps", ["equidistant", "adaptive"])
+@pytest.mark.parametrize("moment", [1, 40, 65])
+def test_killed_inside_the_finish_it_ends_the_same(tmp_path: Path, steps: str, moment: int) -> None:
+    x, y = samples()
+    path = tmp_path / "run.pt"
+    config = dataclasses.replace(CONFIG, finish=126)  # adaptive steps move at iteration 50
+
+    def train(checkpoint: Path | None, **options: Any) -> tuple[LeakyResNet, Any]:
+        model = net(dtype=torch.float32, steps=steps)
+        return model, fit(model, x, y, config, checkpoint=checkpoint, checkpoint_seconds=0.0, **options)
+
+    def die(epoch: int, *_: object) -> None:
+        if epoch == 35 + moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if child == 0:
+        try:
+            train(path, progress=die)
+        finally:
+            os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    (model, result), (twin, unbroken) = train(path), train(None)
+    assert result == unbroken
+    states = model.state_dict(), twin.state_dict()
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_what_stops_it_from_outside_leaves_the_weights_before_it() -> None:
+    x, y = samples()
+    model = net()
+    before = model.augmented_weight().detach().clone()
+
+    def stop(done: int, _: float) -> None:
+        if done == 20:
+            raise DivergedError("planted")
+
+    with pytest.raises(DivergedError, match="planted"):
+        go(model, x, y, progress=stop)
+    assert torch.equal(model.augmented_weight().detach(), before)
