@@ -332,7 +332,10 @@ def _remove(run: RunFolder) -> None:
 
 
 def _write(text: str) -> Callable[[RunFolder], None]:
-    return lambda run: (run.path / "figures" / "1.csv").write_bytes(text.encode("utf-8", "surrogateescape")) and None
+    def write(run: RunFolder) -> None:
+        (run.path / "figures" / "1.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -555,6 +558,19 @@ def test_hostile_keys_name_no_other_place(tmp_path: Path) -> None:
         if path.suffix == ".svg":
             ElementTree.parse(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "run"]
+
+
+def test_keys_that_are_alike_get_names_of_their_own(tmp_path: Path) -> None:
+    keys = ("rank", "rank", "Rank", "rank-title", "r/k", "r.k")
+    panels = [panel(key, f"Panel {k}", "x", "y") for k, key in enumerate(keys)]
+    rows = [(key, "a", x, x) for key in dict.fromkeys(keys) for x in range(3)]
+    run = make(tmp_path / "run", [figure("a", "One", *panels), figure("a", "Two", *panels)], {"a": rows})
+    identifiers = Counter(a["id"] for _, a in Page(build_page(run)).elements if a.get("id"))
+    assert identifiers.most_common(1)[0][1] == 1
+    written = save_charts(run, tmp_path / "charts", formats=("svg",))
+    assert len({path.name.lower() for path in written}) == len(written) == 12
+    titles = [f"Panel {k}" for k in range(6)] * 2
+    assert all(title in path.read_text(encoding="utf-8") for title, path in zip(titles, written, strict=True))
 
 
 def test_a_reproduction_is_not_compared(run: RunFolder, normal_run: RunFolder, tmp_path: Path) -> None:

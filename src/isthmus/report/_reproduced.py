@@ -115,7 +115,7 @@ class PaperFigure:
         title: its heading.
         shows: what the paper's figure shows.
         setting: how it was made here.
-        seconds: how long that took, or None.
+        seconds: how long computing it took, or None.
         note: what else the reader should know; may be empty.
         panels: its charts.
         problems: what could not be used, as sentences.
@@ -161,7 +161,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _sequence(value: object) -> list[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []
+    return list(cast("Sequence[Any]", value)) if isinstance(value, (list, tuple)) else []
 
 
 def _text(entry: Mapping[str, Any], key: str, otherwise: str = MISSING, limit: int = _TEXT) -> str:
@@ -299,7 +299,7 @@ def _rules(found: object, scale: str, reasons: list[Reason]) -> tuple[tuple[floa
         y = _number(pair[0]) if len(pair) == 2 else None
         if y is not None and (y > 0 or scale != "log"):
             rules.append((y, clean(pair[1], _NAME)))
-    lost = len(entries) - len(rules[:RULES]) if isinstance(found, list) else int(found is not None)
+    lost = len(entries) - len(rules[:RULES]) if isinstance(found, (list, tuple)) else int(found is not None)
     if lost:
         reasons.append(("reference lines", f"{lost} cannot be drawn (each is a number and a text; at most {RULES}; "
                         "above 0 on a logarithmic axis)"))  # fmt: skip
@@ -309,7 +309,7 @@ def _rules(found: object, scale: str, reasons: list[Reason]) -> tuple[tuple[floa
 def _marks(found: object, scale: str, reasons: list[Reason]) -> tuple[float, ...]:
     entries = _sequence(found)
     numbers = [value for value in map(_number, entries) if value is not None and (value > 0 or scale != "log")]
-    lost = len(entries) - len(numbers) if isinstance(found, list) else int(found is not None)
+    lost = len(entries) - len(numbers) if isinstance(found, (list, tuple)) else int(found is not None)
     if lost:
         reasons.append(("hairlines", f"{lost} cannot be drawn (each is a number; above 0 on a logarithmic axis)"))
     return tuple(numbers)
