@@ -20,6 +20,7 @@ from isthmus.cli._demo import demo
 from isthmus.cli._measure import measure
 from isthmus.cli._predict import predict
 from isthmus.cli._report import report
+from isthmus.cli._reproduce import reproduce
 from isthmus.cli._train import train
 
 app = cyclopts.App(
@@ -33,11 +34,14 @@ app.command(train)
 app.command(measure)
 app.command(predict)
 app.command(report)
+app.command(reproduce)
 
 BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
 CONFIG = "--config"
+_RESUME = "continue with `isthmus train --resume` and the run folder"
+_AFTER_INTERRUPTION = {"train": _RESUME, "demo": _RESUME, "reproduce": "the same command goes on where it stopped"}
 
 
 def _say(console: Console, label: str, text: str) -> None:
@@ -105,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say(console, "failed", str(error))
             return FAILED
         except KeyboardInterrupt:
-            begun = (sys.argv[1:] if arguments is None else list(arguments))[:1] in (["train"], ["demo"])
-            hint = "continue with `isthmus train --resume` and the run folder" if begun else "nothing was written"
+            hint = _AFTER_INTERRUPTION.get(next(iter(sys.argv[1:] if arguments is None else arguments), ""),
+                                           "nothing was written")  # fmt: skip
             _say(console, "interrupted", hint)
             return INTERRUPTED
     return 0

@@ -1,5 +1,10 @@
 """Recipes that compose the rest: from data to a run folder."""
 
+from isthmus.experiments._leaky_paper import FIGURES as FIGURES
+from isthmus.experiments._leaky_paper import check_figures as check_figures
+from isthmus.experiments._leaky_paper import check_preset as check_preset
+from isthmus.experiments._leaky_paper import plan_reproduction as plan_reproduction
+from isthmus.experiments._leaky_paper import reproduce_leaky_resnets as reproduce_leaky_resnets
 from isthmus.experiments._leaky_run import LeakyConfig as LeakyConfig
 from isthmus.experiments._leaky_run import resume_leaky as resume_leaky
 from isthmus.experiments._leaky_run import run_leaky as run_leaky

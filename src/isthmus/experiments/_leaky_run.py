@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import math
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -183,6 +184,7 @@ def run_leaky(
     notes: tuple[str, ...] = (),
     progress: Callable[[int, int, Any], None] | None = None,
     tensorboard: bool = False,
+    page: bool = True,
 ) -> RunFolder:
     """Train, measure, and write a run folder with its page.
 
@@ -198,6 +200,7 @@ def run_leaky(
         notes: warnings about the data, shown on the page.
         progress: called after every epoch.
         tensorboard: also write the training curves for TensorBoard, into the run folder.
+        page: write the page, too; `isthmus report` makes it later where it is left out.
 
     Raises:
         InputError: any setting that cannot be used.
@@ -234,16 +237,19 @@ def run_leaky(
             "tensorboard": tensorboard,
         },
     )  # fmt: skip
-    _work(run, task, config, job, progress)
+    _work(run, task, config, job, progress, page=page)
     return run
 
 
-def resume_leaky(folder: str | Path, *, progress: Callable[[int, int, Any], None] | None = None) -> RunFolder:
+def resume_leaky(
+    folder: str | Path, *, progress: Callable[[int, int, Any], None] | None = None, page: bool = True
+) -> RunFolder:
     """Continue an interrupted run with its own data and settings; it ends as an unbroken one.
 
     Args:
         folder: a run folder of `isthmus train` or `demo` that did not complete.
         progress: called after every epoch.
+        page: write the page, too.
 
     Raises:
         RunFolderError: no such run, one of another kind, or one that is complete already.
@@ -268,7 +274,7 @@ def resume_leaky(folder: str | Path, *, progress: Callable[[int, int, Any], None
         task = task_from_source(source)
     job = prepare_leaky(task, config)
     run.write_run(status="running", finished=None)
-    _work(run, task, config, job, progress)
+    _work(run, task, config, job, progress, page=page)
     return run
 
 
@@ -298,9 +304,11 @@ def prepare_leaky(task: Task, config: LeakyConfig) -> LeakyJob:
 
 
 def _work(
-    run: RunFolder, task: Task, config: LeakyConfig, job: LeakyJob, progress: Callable[[int, int, Any], None] | None
-) -> None:
+    run: RunFolder, task: Task, config: LeakyConfig, job: LeakyJob, progress: Callable[[int, int, Any], None] | None,
+    *, page: bool,
+) -> None:  # fmt: skip
     """Train (from the checkpoint, where there is one), measure, write, and record how it ended."""
+    begun = time.monotonic()
     checkpoint = run.path / "checkpoint" / "last.pt"
     curves = tensorboard_scalars(run.path / "tensorboard", progress) if run.run.get("tensorboard") else None
     try:
@@ -319,7 +327,9 @@ def _work(
             gamma0s=job.gamma0s,
             metrics=job.metrics,
         )
-        _write(run, task, job.model, result, measured, config)
+        _write(run, task, job.model, result, measured, config, begun)
+        if page:
+            write_page(run.path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # on a full disk the error itself is what must be seen
             run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=f"{error}")
@@ -332,8 +342,9 @@ def _work(
 
 
 def _write(
-    run: RunFolder, task: Task, model: LeakyResNet, result: FitResult, measured: PathMeasurement, config: LeakyConfig
-) -> None:
+    run: RunFolder, task: Task, model: LeakyResNet, result: FitResult, measured: PathMeasurement, config: LeakyConfig,
+    begun: float,
+) -> None:  # fmt: skip
     table = MetricTable()
     training = _record_training(table, result, config.seed, measured.metrics)
     rows = measured.record(table, seed=config.seed)
@@ -350,5 +361,5 @@ def _write(
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     write_whole(run.path / "model.safetensors", lambda p: safetensors.torch.save_file(state, p))
     run.finish("complete", objective=result.objective, epochs=result.epochs, stopped=result.stopped,
-               best_epoch=result.best_epoch, error=None)  # fmt: skip
-    write_page(run.path)
+               best_epoch=result.best_epoch, seconds=(run.run.get("seconds") or 0.0) + time.monotonic() - begun,
+               error=None)  # fmt: skip
