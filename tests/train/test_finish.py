@@ -23,6 +23,7 @@ from isthmus.probe import measure_path
 from isthmus.theory import LinearGeodesic, linear_geodesic
 from isthmus.train import EpochLog, Finish, FitConfig, data_term, finish, finish_iterations, fit, objective
 from isthmus.train import _finish as module
+from isthmus.train._path_objective import KroneckerCurvature
 
 RIDGE = 1e-3
 
@@ -223,6 +224,38 @@ def test_every_step_satisfies_the_wolfe_conditions(dtype: torch.dtype) -> None:
         assert torch.equal(descent.gradient, same)
         unit_steps += abs(size - 1) < 1e-3
     assert unit_steps >= 15  # the length is right by itself, so that an iteration costs one evaluation
+
+
+class Bowl(module.PathObjective):
+    """`½‖w‖²`, whose curvature is said to be `1/guess`."""
+
+    def __init__(self, guess: float) -> None:
+        self.guess, self.calls = guess, 0
+
+    def __call__(self, w: Tensor) -> tuple[float, Tensor]:
+        self.calls += 1
+        return 0.5 * float(w.square().sum()), w.clone()
+
+    def curvature(self, w: Tensor, generator: torch.Generator) -> KroneckerCurvature:
+        eye = torch.eye(2).expand(1, 2, 2)
+        return KroneckerCurvature(eye, eye, torch.full((1, 2, 2), self.guess))
+
+
+@pytest.mark.parametrize(
+    ("guess", "size", "calls"),
+    # doubled until 1 − 0.01 t ≤ 0.9: 1, 2, 4, 8, 16; halved until (1 − 10 t)² < 1: 1, ½, ¼, ⅛; taken at once
+    [(0.01, 16.0, 5), (10.0, 0.125, 4), (1.0, 1.0, 1), (1.5, 1.0, 1)],
+)
+def test_the_length_of_a_step_is_made_right(guess: float, size: float, calls: int) -> None:
+    problem, w = Bowl(guess), torch.ones(1, 2, 2)
+    descent = module._Descent(problem, w, torch.Generator())
+    problem.calls = 0
+    assert descent.step()
+    torch.testing.assert_close(descent.w, w * (1 - size * guess), rtol=0, atol=1e-15)  # a few roundings of 1
+    assert problem.calls == calls
+    for _ in range(3):  # one pair of the bowl's says all of its curvature
+        descent.step()
+    assert descent.value < 1e-20
 
 
 @pytest.mark.parametrize("bias", [True, False])
