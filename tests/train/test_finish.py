@@ -258,6 +258,26 @@ def test_the_length_of_a_step_is_made_right(guess: float, size: float, calls: in
     assert descent.value < 1e-20
 
 
+def test_a_polish_that_would_rise_is_made_shorter() -> None:
+    """Of a bowl whose curvature is a hundredth of what is said, the first steps of 0.03 go three times too far."""
+    descent = module._Descent(Bowl(100.0), torch.ones(1, 2, 2), torch.Generator())
+    values = [descent.value, *(descent.value for _ in descent.polish(40))]
+    assert all(later <= earlier for earlier, later in itertools.pairwise(values))
+    assert values[1] == values[0]
+    assert values[-1] < 1e-6
+
+
+def test_the_polish_stops_too_where_the_residual_is_small_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looked at after both iterations of the last stage, then in the polish, then for the report."""
+    residuals = iter([1.0, 1.0, 0.01, 0.01])
+
+    def residual(*_: object) -> float:
+        return next(residuals)
+
+    monkeypatch.setattr(module.PathObjective, "residual", residual)
+    assert go(net(), *samples(), 9, tolerance=0.1).iterations == 10
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_quadratic_is_solved_at_once(bias: bool) -> None:
     """One layer, one output: the curvature is the Hessian, so the first step of the last stage ends at the minimum."""
