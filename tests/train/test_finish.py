@@ -306,6 +306,16 @@ def test_the_seed_alone_decides() -> None:
     assert not torch.equal(states[0], states[2])
 
 
+@pytest.mark.parametrize("name", [torch.nn.functional.relu, torch.nn.ReLU()], ids=str)
+def test_the_relu_is_known_by_its_other_names(name: Any) -> None:
+    """It is smoothed alike, so that the same comes out to the bit."""
+    x, y = samples()
+    model, twin = net(), net(activation=name)
+    go(model, x, y, 18)
+    go(twin, x, y, 18)
+    assert torch.equal(model.augmented_weight(), twin.augmented_weight())
+
+
 def test_adaptive_steps_move_within_their_bounds() -> None:
     steps = Adaptive(cap=0.33)  # near the least there can be, 3/10, so that it binds
     model, even = net(steps=steps, depth=10), net(depth=10)
