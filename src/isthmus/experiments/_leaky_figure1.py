@@ -181,7 +181,7 @@ def _bounds_claim(networks: Sequence[Trained], behind: Sequence[int]) -> Claim:
         inside += t.scalar("bound_lower") <= rank <= t.scalar("bound_upper")
         telling += t.scalar("bound_slack") < BOTTLENECK
     slack = [t.scalar("bound_slack") for t in networks]
-    holds = graded(1 - inside / len(networks), held=0, partly=0.5)
+    holds = graded(1 - inside / len(networks), held=0.0, partly=0.5)
     return claim("1a", "theorem-4", holds,
                  f"−2H/L̃ lies between the bounds of Theorem 4 (γ₀ = 0.001) in {inside} of {len(networks)} networks. "
                  f"Their slack g runs from {min(slack):.2g} to {max(slack):.2g} dimensions; the upper bound says "

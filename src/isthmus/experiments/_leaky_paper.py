@@ -174,8 +174,10 @@ def _folder(path: Path, configuration: Mapping[str, object]) -> RunFolder:
         return run
     check_new_folder(path)
     title = "Figures of the Leaky ResNet paper"
-    return RunFolder.create(path, command="reproduce", configuration=configuration, seed=0,
-                            device=str(configuration["device"]), dtype="float32", extra={"title": title})  # fmt: skip
+    return RunFolder.create(
+        path, command="reproduce", configuration=configuration, seed=0, device=str(configuration["device"]),
+        dtype="float32", extra={"title": title, "reproduction": {"figures": []}},
+    )  # fmt: skip
 
 
 def _figures(preset: Preset, keys: Sequence[str], needs: _Needs, folder: Path, table: MetricTable) -> list[PaperFigure]:
