@@ -1,5 +1,9 @@
 """From a network and data to numbers and sentences."""
 
+from isthmus.probe._alignment import Alignment as Alignment
+from isthmus.probe._alignment import AlignmentPeak as AlignmentPeak
+from isthmus.probe._alignment import LayerAlignment as LayerAlignment
+from isthmus.probe._alignment import align as align
 from isthmus.probe._dry_run import MeasurePlan as MeasurePlan
 from isthmus.probe._dry_run import plan_measure as plan_measure
 from isthmus.probe._loading import choose_arrays as choose_arrays
@@ -21,4 +25,9 @@ from isthmus.probe._probe import MeanLoss as MeanLoss
 from isthmus.probe._probe import path_momenta as path_momenta
 from isthmus.probe._probe import probe_path as probe_path
 from isthmus.probe._survey import ModelError as ModelError
+from isthmus.probe._tangent import TangentKernel as TangentKernel
+from isthmus.probe._tangent import TangentTrace as TangentTrace
+from isthmus.probe._tangent import tangent_eigenpairs as tangent_eigenpairs
+from isthmus.probe._tangent import tangent_kernel as tangent_kernel
+from isthmus.probe._tangent import tangent_trace as tangent_trace
 from isthmus.probe._verdict import path_verdict as path_verdict

@@ -1,7 +1,25 @@
 """Jacobians and tangent kernels of callables."""
 
+from isthmus.tangent._alignment import Estimate as Estimate
+from isthmus.tangent._alignment import KernelAlignment as KernelAlignment
+from isthmus.tangent._alignment import alignment_estimate as alignment_estimate
+from isthmus.tangent._alignment import kernel_alignment as kernel_alignment
+from isthmus.tangent._alignment import norm_estimate as norm_estimate
+from isthmus.tangent._eigenpairs import Eigenpairs as Eigenpairs
+from isthmus.tangent._eigenpairs import largest_stable_rate as largest_stable_rate
+from isthmus.tangent._eigenpairs import top_eigenpairs as top_eigenpairs
+from isthmus.tangent._features import GradientFeatures as GradientFeatures
+from isthmus.tangent._features import OuterFeatures as OuterFeatures
+from isthmus.tangent._features import TangentFeatures as TangentFeatures
+from isthmus.tangent._features import centred as centred
+from isthmus.tangent._features import full_kernel as full_kernel
+from isthmus.tangent._features import traced_kernel as traced_kernel
 from isthmus.tangent._jacobian import JacobianSpectrum as JacobianSpectrum
 from isthmus.tangent._jacobian import jacobian_spectrum as jacobian_spectrum
 from isthmus.tangent._model_jacobian import MapJacobian as MapJacobian
 from isthmus.tangent._model_jacobian import SampleMean as SampleMean
 from isthmus.tangent._model_jacobian import map_jacobian as map_jacobian
+from isthmus.tangent._peak import Peak as Peak
+from isthmus.tangent._peak import bootstrap_weights as bootstrap_weights
+from isthmus.tangent._peak import find_peak as find_peak
+from isthmus.tangent._peak import peak_sentence as peak_sentence

@@ -1,0 +1,313 @@
+"""`align`: how well each layer's tangent kernel aligns with the targets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from isthmus._errors import InputError
+from isthmus._random import torch_generator
+from isthmus.probe._alignment_estimate import Estimated, estimate_layers
+from isthmus.probe._alignment_targets import centred_targets
+from isthmus.probe._one import Forward
+from isthmus.probe._options import options_of
+from isthmus.probe._progress import Progress, progress_bar
+from isthmus.probe._tangent_features import FeatureStore
+from isthmus.probe._tangent_pass import collect
+from isthmus.probe._tangent_plan import LayerPlan, estimate_groups, exact_groups, plan_layers
+from isthmus.probe._tangent_setting import TangentSetting, tangent_setting
+from isthmus.tangent import KernelAlignment, Peak, bootstrap_weights, find_peak, kernel_alignment, peak_sentence
+
+METHODS = ("auto", "exact", "estimate")
+SAMPLES, PROBES, NONE = "samples", "probes", ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerAlignment:
+    """One layer's tangent kernel and the targets.
+
+    Attributes:
+        name: of the module whose own parameters these are.
+        order: its place in order of execution.
+        parameters: number of parameters.
+        alignment: `A_ℓ` in [0, 1]; None where the centred kernel is zero (see `note`).
+        stderr: its standard error; None where there is none.
+        alignment_traced: the same of the class-traced kernel.
+        stderr_traced: its standard error.
+        error_from: `samples` (bootstrap), `probes` (jackknife: of the estimate alone, for these samples), or empty.
+        trace: `Tr K_ℓ / n` of the uncentred kernel: sum over outputs, mean over samples, of squared norms of gradients.
+        trace_stderr: its standard error; 0 where it is exact.
+        method: `exact: Grams`, `exact: per-sample gradients`, `estimate: m probes`.
+        method_traced: the same for the traced alignment.
+        why: why this method.
+        memory: peak bytes planned for it.
+        note: what should be known.
+    """
+
+    name: str
+    order: int
+    parameters: int
+    alignment: float | None
+    stderr: float | None
+    alignment_traced: float | None
+    stderr_traced: float | None
+    error_from: str
+    trace: float
+    trace_stderr: float
+    method: str
+    method_traced: str
+    why: str
+    memory: int
+    note: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """Alignment along the layers of a model.
+
+    Attributes:
+        layers: one entry per layer, in order of execution.
+        n: samples.
+        outputs: outputs C.
+        targets: `classes` or `real`.
+        replicates: alignments under bootstrap weightings of the samples, a column per layer; NaN for layers without.
+        replicates_traced: the same of the traced ones.
+        memory: peak bytes planned, of all that is held at once.
+        notes: what was decided on the way.
+    """
+
+    layers: tuple[LayerAlignment, ...]
+    n: int
+    outputs: int
+    targets: str
+    replicates: Float[Tensor, "b layers"]
+    replicates_traced: Float[Tensor, "b layers"]
+    memory: int
+    notes: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> LayerAlignment:
+        """The layer of a name."""
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        raise KeyError(name)
+
+    def peak(self, *, traced: bool = False) -> AlignmentPeak:
+        """The layer with the largest alignment, the range that cannot be told from it, or no clear peak.
+
+        The rule is that of `isthmus.tangent.find_peak`: at 95%, over the bootstrap's weightings of the samples, with
+        the weights of the model as they are. There is no clear peak where the layers differ by no more than chance
+        (equal layers are called unequal in 5% of cases), and where those from the first to the last that cannot be
+        told from the largest are more than half of all. Layers without an alignment, or without replicates (those
+        that were estimated), leave the question open.
+
+        Args:
+            traced: of the class-traced alignment.
+        """
+        drawn = self.replicates_traced if traced else self.replicates
+        values = [one.alignment_traced if traced else one.alignment for one in self.layers]
+        known = [i for i, value in enumerate(values) if value is not None]
+        if not known:
+            return AlignmentPeak(False, "", "", "", (), None, None, "no layer has an alignment")
+        names = [self.layers[i].name for i in known]
+        found = [float(value) for value in values if value is not None]
+        columns = drawn[:, known]
+        if columns.shape[0] == 0 or not bool(columns.isfinite().all()):
+            top = max(range(len(found)), key=found.__getitem__)
+            why = "without exact kernels of all layers and a bootstrap, samples cannot tell"
+            text = f"no clear peak of alignment: {why} (largest: {names[top]}, {found[top]:.2g})"
+            return AlignmentPeak(False, names[top], names[top], names[top], (names[top],), found[top], None, text)
+        peak = find_peak(torch.tensor(found, dtype=torch.float64), columns)
+        return _named(peak, names)
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignmentPeak:
+    """Where alignment is largest.
+
+    Attributes:
+        clear: whether there is a peak.
+        layer: the layer with the largest alignment.
+        first, last: the first and last layer that cannot be told from it.
+        members: all of them.
+        value: the largest alignment.
+        stderr: its standard error.
+        text: a sentence.
+    """
+
+    clear: bool
+    layer: str
+    first: str
+    last: str
+    members: tuple[str, ...]
+    value: float | None
+    stderr: float | None
+    text: str
+
+
+def _named(peak: Peak, names: Sequence[str]) -> AlignmentPeak:
+    return AlignmentPeak(peak.clear, names[peak.index], names[peak.first], names[peak.last],
+                         tuple(names[i] for i in peak.members), peak.value, peak.stderr,
+                         peak_sentence(names, peak))  # fmt: skip
+
+
+def align(
+    model: nn.Module,
+    data: Any,
+    *,
+    targets: Any = None,
+    layers: str | Sequence[str] = "*",
+    forward: Forward | None = None,
+    max_samples: int | None = None,
+    batch_size: int | None = None,
+    device: torch.device | str | None = None,
+    method: str = "auto",
+    probes: int = 64,
+    max_memory: float | int | None = None,
+    bootstrap: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> Alignment:
+    """How well the tangent kernel of each layer aligns with the targets.
+
+    With `J_ℓ` the Jacobian of the outputs `(n, C)` with respect to a layer's own parameters, `ỹ` the centred targets
+    and `K_ℓ = (I_C ⊗ H) J_ℓ J_ℓᵀ (I_C ⊗ H)`,
+
+        A_ℓ = ỹᵀ K_ℓ ỹ / (‖K_ℓ‖_F ‖ỹ‖²)
+
+    in [0, 1] (arXiv 2110.11749, docs/theory 4.1), and the class-traced one of `Σ_c K^{cc}` with `Σ_c ỹ_c ỹ_cᵀ`.
+
+    *Exact*: one forward and C backward passes give the gradients of every layer at its output; linear layers,
+    convolutions and embeddings have their kernels from forward and backward Grams or per-sample gradients, other
+    modules are differentiated alone, and what cannot be told apart at a module's output (recurrent layers, attention,
+    shared parameters, bare parameters beside parts) by differentiating the whole model one sample at a time. Every
+    way is checked against a plain backward pass. *Estimate*: `‖K_ℓ‖_F` from centred random signs, any n, memory of
+    `probes` gradients; the numerator `‖J_ℓᵀỹ‖²` is exact in either. The model runs in evaluation mode and comes back
+    as it was; the batches of the data are kept.
+
+    Args:
+        model: any `torch.nn.Module` with outputs `(n, C)`, or whose outputs `forward` brings into that shape.
+        data: as for `measure`.
+        targets: classes (whole numbers, `(n,)`) or real numbers `(n, C)`; as for `measure`.
+        layers: globs of names of modules that have parameters of their own.
+        forward: `forward(model, batch) → (n, C)`, where calling the model on a batch is not enough.
+        max_samples: samples to use at most.
+        batch_size: samples per batch of data that are not batched yet.
+        device: where to compute: a copy of the model is moved there; where the model is, if None.
+        method: `exact`, `estimate`, or `auto`: exact for each layer that fits into memory.
+        probes: of an estimate.
+        max_memory: bytes to take at most; half of what is free, if None.
+        bootstrap: resamplings of the samples, for standard errors and the peak; 0 for none.
+        seed: of probes and resamplings.
+        progress: show what is going on, and the time left, on stderr.
+
+    Raises:
+        InputError: what cannot be used: targets, outputs, globs, gradients that are not finite, samples that
+            influence each other, or an exact kernel that does not fit.
+        ModelError: the model raised an error; it is the cause.
+
+    Example:
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> found = align(net, torch.randn(40, 4), targets=torch.arange(40) % 2, progress=False)
+        >>> [layer.name for layer in found.layers]
+        ['0', '2']
+    """
+    if method not in METHODS:
+        raise InputError("method", method, f"one of {', '.join(METHODS)}")
+    if isinstance(probes, bool) or probes < 4:
+        raise InputError("probes", probes, "a whole number of at least 4")
+    if isinstance(bootstrap, bool) or bootstrap < 0 or 0 < bootstrap < 50:
+        raise InputError("bootstrap", bootstrap, "0, or at least 50 resamplings")
+    bare, options, notes = options_of(
+        model, layers=layers, targets=targets, loss=None, forward=forward, max_samples=max_samples, device=device,
+        metrics=None, batch_size=batch_size, max_memory=max_memory, jacobian_samples=0, seed=seed,
+    )  # fmt: skip
+    with progress_bar(progress) as bar, tangent_setting(bare, data, options) as setting:
+        y, kind = centred_targets(setting.batches, setting.outputs)
+        plans = plan_layers(setting, setting.layers, method=method, probes=probes, draws=bootstrap)
+        weights = bootstrap_weights(setting.n, bootstrap, torch_generator(seed, "alignment bootstrap"))
+        found, plans, memory = _computed(setting, plans, y, weights if bootstrap else None, method, probes, seed, bar)
+        notes += [note for note in setting.notes if note not in notes]
+    empty = torch.full((bootstrap, len(plans)), torch.nan, dtype=torch.float64)
+    drawn, drawn_traced = empty.clone(), empty.clone()
+    entries: list[LayerAlignment] = []
+    for i, plan in enumerate(plans):
+        one = found[plan.layer.name]
+        if isinstance(one, KernelAlignment) and one.replicates.numel():
+            drawn[:, i], drawn_traced[:, i] = one.replicates, one.replicates_traced
+        entries.append(_entry(plan, one))
+    if bootstrap:  # a resampling of one class only has no alignment
+        whole = [bool(drawn[:, i].isfinite().any()) for i in range(len(plans))]
+        kept = drawn[:, whole].isfinite().all(1) & drawn_traced[:, whole].isfinite().all(1)
+        drawn, drawn_traced = drawn[kept], drawn_traced[kept]
+        entries = [_with_errors(e, drawn[:, i], drawn_traced[:, i]) for i, e in enumerate(entries)]
+    return Alignment(tuple(entries), setting.n, setting.outputs, kind, drawn, drawn_traced, memory, tuple(notes))
+
+
+def _computed(
+    setting: TangentSetting, plans: list[LayerPlan], y: Tensor, weights: Tensor | None, method: str, probes: int,
+    seed: int, bar: Progress,
+) -> tuple[dict[str, KernelAlignment | Estimated], list[LayerPlan], int]:  # fmt: skip
+    found: dict[str, KernelAlignment | Estimated] = {}
+    memory = 0
+    draws = 0 if weights is None else weights.shape[1]
+    done: list[LayerPlan] = []
+    waiting = plans
+    while waiting:
+        again: list[LayerPlan] = []
+        for group in exact_groups([p for p in waiting if p.exact], setting.limit):
+            memory = max(memory, sum(p.features for p in group) + max(p.work for p in group))
+            kinds = {p.layer.name: p.layer.kind for p in group}
+            stores = {p.layer.name: FeatureStore(p.layer, setting.outputs, setting.n, positions=p.positions)
+                      for p in group}  # fmt: skip
+            sums = collect(setting, [p.layer for p in group], stores, y.to(setting.device, setting.dtype),
+                           lambda n: bar("gradients", n, setting.n))  # fmt: skip
+            for number, p in enumerate(group):
+                name = p.layer.name
+                store = stores.pop(name)
+                if p.layer.kind != kinds[name]:  # a later batch showed that it must be differentiated as a whole
+                    again.append(p)
+                    continue
+                numerator = float(sums.pop(name).square().sum())
+                found[name] = kernel_alignment(store.features(), y, numerator=numerator, weights=weights)
+                bar("kernels", number + 1, len(group))
+                done.append(p)
+        rest = [p for p in waiting if not p.exact]
+        for group in estimate_groups(rest, setting.limit):
+            memory = max(memory, sum(p.memory for p in group))
+            found |= estimate_layers(setting, [p.layer for p in group], y, group[0].probes, seed,
+                                     lambda d, total: bar("probes", d, total))  # fmt: skip
+            done += group
+        waiting = (
+            plan_layers(setting, [p.layer for p in again], method=method, probes=probes, draws=draws) if again else []
+        )
+    return found, sorted(done, key=lambda p: p.layer.order), memory
+
+
+def _entry(plan: LayerPlan, one: KernelAlignment | Estimated) -> LayerAlignment:
+    layer = plan.layer
+    note = layer.note
+    if one.alignment is None:
+        said = "its centred kernel is zero: no alignment"
+        note = f"{note}; {said}" if note else said
+    estimated = isinstance(one, Estimated)
+    return LayerAlignment(
+        name=layer.name, order=layer.order, parameters=layer.size, alignment=one.alignment,
+        stderr=one.stderr if isinstance(one, Estimated) else None, alignment_traced=one.alignment_traced,
+        stderr_traced=one.stderr_traced if isinstance(one, Estimated) else None,
+        error_from=PROBES if estimated else NONE, trace=one.trace,
+        trace_stderr=one.trace_stderr if isinstance(one, Estimated) else 0.0, method=plan.method,
+        method_traced=one.method_traced if isinstance(one, Estimated) else plan.method, why=plan.why,
+        memory=plan.memory, note=note,
+    )  # fmt: skip
+
+
+def _with_errors(entry: LayerAlignment, drawn: Tensor, traced: Tensor) -> LayerAlignment:
+    if drawn.shape[0] < 2 or not bool(drawn.isfinite().all()):
+        return entry
+    return dataclasses.replace(entry, stderr=float(drawn.std()), stderr_traced=float(traced.std()), error_from=SAMPLES)
