@@ -109,6 +109,7 @@ def collect(
         `Jᵀv` of every layer, flat, float64.
     """
     sums: dict[str, Tensor] = {}
+    whole = [layer for layer in layers if layer.kind == WHOLE and layer.name in stores]
     start = 0
     for number, batch in enumerate(setting.batches if batches is None else batches):
         near = [layer for layer in layers if layer.kind != WHOLE]
@@ -123,7 +124,6 @@ def collect(
             flat = torch.cat([g.flatten() for g in expected[layer.name].values()]).double()
             sums[layer.name] = sums[layer.name] + flat if layer.name in sums else flat
         _near(setting, out, [layer for layer in near if layer.kind != WHOLE], capture, stores, v, expected, start)
-        whole = [layer for layer in layers if layer.kind == WHOLE and layer.name in stores]
         if whole:
             _whole(setting, batch, out, whole, stores, start)
         start += batch.size

@@ -173,13 +173,13 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
 def exact_groups(plans: Sequence[LayerPlan], limit: int) -> list[list[LayerPlan]]:
     """Layers whose features fit together, with the work on one of them, for one pass each."""
     groups: list[list[LayerPlan]] = []
-    held = 0
+    held = work = 0
     for plan in plans:
-        if not groups or held + plan.features + plan.work > limit:
+        if not groups or held + plan.features + max(work, plan.work) > limit:
             groups.append([])
-            held = 0
+            held = work = 0
         groups[-1].append(plan)
-        held += plan.features
+        held, work = held + plan.features, max(work, plan.work)
     return groups
 
 

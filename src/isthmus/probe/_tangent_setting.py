@@ -162,13 +162,13 @@ def tangent_setting(model: nn.Module, data: Any, options: MeasureOptions) -> Gen
         raise InputError("max_memory", given, "a number of bytes > 0, or None for half of what is free")
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     limit = int(SHARE_OF_MEMORY * available_memory(device) if given is None else given)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        raise InputError("model", "weights made under torch.inference_mode", "weights that know derivatives",
+                         "make the model outside torch.inference_mode")  # fmt: skip
     with untouched(model, options.seed) as handles, _differentiable(model), torch.enable_grad():
         opened = opened_batches(model, data, options)
         batches = list(opened)
         for parameter in model.parameters():
-            if parameter.is_inference():
-                raise InputError("model", "weights made under torch.inference_mode", "weights that know derivatives",
-                                 "make the model outside torch.inference_mode")  # fmt: skip
             if parameter.is_floating_point() and parameter.is_leaf:
                 parameter.requires_grad_(True)
         few = batches[0].first(_TRIED)
