@@ -152,6 +152,15 @@ def test_single_precision_models_stay_in_single_precision() -> None:
     assert torch.allclose(found.replicates, right.replicates, rtol=1e-3, atol=1e-5)
 
 
+def test_half_precision_models_have_alignments() -> None:
+    model, x, y = network(), torch.randn(20, 4), torch.arange(20) % 3
+    right = align(model, x, targets=y, progress=False)
+    found = align(model.bfloat16(), x, targets=y, progress=False)
+    for one, other in zip(found.layers, right.layers, strict=True):  # bfloat16 has 8 bits: 0.4% at each step
+        assert one.alignment == pytest.approx(other.alignment, rel=0.2)
+        assert one.trace == pytest.approx(other.trace, rel=0.05)
+
+
 def test_the_peak_of_a_network_and_the_layers_by_name() -> None:
     torch.manual_seed(0)
     x = torch.randn(60, 4)

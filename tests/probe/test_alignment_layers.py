@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,20 @@ class Tokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.words(x) + self.places(torch.arange(x.shape[1]))
         return self.out(torch.tanh(self.head(self.norm(h).mean(1))))
+
+
+class Odd(nn.Module):
+    """Embeddings with gradients of other kinds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sparse = nn.Embedding(6, 4, sparse=True)
+        self.counted = nn.Embedding(6, 4, max_norm=50.0)
+        self.bag = nn.EmbeddingBag(6, 4)
+        self.out = nn.Linear(4, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.sparse(x) * self.counted(x)).mean(1) + self.bag(x))
 
 
 class Attentive(nn.Module):
@@ -164,6 +179,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "transposed 2d": (lambda: chain(nn.ConvTranspose2d(4, 6, 2, groups=2), width=6), images),
     "tokens": (lambda: Tokens(False), tokens),
     "tied": (lambda: Tokens(True), tokens),
+    "odd embeddings": (Odd, tokens),
     "layer norm": (lambda: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, C)), vectors),
     "batch norm": (lambda: nn.Sequential(batch_norm(nn.BatchNorm1d, 4), nn.Tanh(), nn.Linear(4, C)), vectors),
     "batch norm 2d": (lambda: chain(batch_norm(nn.BatchNorm2d, 4), width=4), images),
@@ -178,7 +194,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 
 def jacobians(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """`(C, n, |θ|)` of every module with parameters of its own, by torch.func; tied ones under their first name."""
-    model = model.eval()
+    model = copy.deepcopy(model).eval()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            module.sparse = False  # the same gradients, which these ways of differentiating can read
     parameters = {key: p.detach() for key, p in model.named_parameters()}
     try:
         found: Any = jacrev(lambda p: functional_call(model, p, (x,)))(parameters)
@@ -261,19 +280,18 @@ def test_what_is_one_sample_at_a_time_and_what_is_not() -> None:
     assert "shared with head" in methods["tied"]["words"].note
 
 
-def test_positions_by_grams_and_by_gradients_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    from isthmus.probe import _tangent_plan as plan
+def test_positions_by_grams_and_by_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     from isthmus.tangent import _features as features
 
     x = sequences()
-    model = nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 30), Last(), nn.Linear(30, C))
-    by_gradients = tangent_kernel(model, x, kind="full")
-    monkeypatch.setattr(plan, "_POSITION_BYTES", 1)
+    model = nn.Sequential(nn.Linear(4, 40), nn.Tanh(), nn.Linear(40, 100), Last(), nn.Linear(100, C))
     monkeypatch.setattr(features, "_CHUNK_BYTES", 8 * 2 * 25 * N * 2)  # two samples at a time
-    by_grams = tangent_kernel(model, x, kind="full")
-    assert by_gradients.methods["2"] == "exact: per-sample gradients"
-    assert by_grams.methods["2"] == "exact: Grams"
-    assert close(by_grams.layers["2"], by_gradients.layers["2"])
+    found = tangent_kernel(model, x, kind="full")
+    assert found.methods["0"] == "exact: per-sample gradients"
+    assert found.methods["2"] == "exact: Grams"  # 5 positions twice, times 40 + 100, are fewer than 41 · 100
+    for name, j in jacobians(model, x).items():
+        rows = j.flatten(0, 1)
+        assert close(found.layers[name], rows @ rows.mT), name
 
 
 class Last(nn.Module):

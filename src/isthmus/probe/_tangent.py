@@ -274,11 +274,11 @@ def _applied(setting: TangentSetting, parameters: Sequence[nn.Parameter], v: Ten
 def _forward(out: Tensor, parameters: Sequence[nn.Parameter], direction: Sequence[Tensor]) -> Tensor:
     """`J u`: the derivative of `w ↦ Jᵀw`, applied to `u`."""
     w = torch.zeros_like(out, requires_grad=True)
-    found: Any = torch.autograd.grad(out, parameters, w, create_graph=True, allow_unused=True)
-    pairs = [(g, u.to(g)) for g, u in zip(found, direction, strict=True) if g is not None and g.requires_grad]
-    if not pairs:
-        return torch.zeros_like(out)
     try:
+        found: Any = torch.autograd.grad(out, parameters, w, create_graph=True, allow_unused=True)
+        pairs = [(g, u.to(g)) for g, u in zip(found, direction, strict=True) if g is not None and g.requires_grad]
+        if not pairs:
+            return torch.zeros_like(out)
         (made,) = torch.autograd.grad([g for g, _ in pairs], [w], [u for _, u in pairs])
     except RuntimeError as error:
         raise InputError("model", f"an operation without a second derivative ({str(error).splitlines()[0][:120]})",

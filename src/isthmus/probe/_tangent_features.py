@@ -97,6 +97,11 @@ def contracted(layer: TangentLayer, a: Tensor, g: Tensor, cotangent: Tensor) -> 
     return found, float((lengths * weighted.double().square().sum(-1)).sum().sqrt())
 
 
+def _wide(t: Tensor) -> Tensor:
+    """Half precision as float32, for products of it keep too few digits."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
 class FeatureStore:
     """Collects a layer's features over batches.
 
@@ -105,16 +110,20 @@ class FeatureStore:
         outputs: outputs C.
         n: samples.
         positions: whether factors are kept; gradients are, otherwise.
+
+    Attributes:
+        passing: bytes of what the last batch had at the layer's output, twice (in pieces, and put together).
     """
 
     def __init__(self, layer: TangentLayer, outputs: int, n: int, *, positions: bool) -> None:
         self.layer, self.outputs, self.n, self.positions = layer, outputs, n, positions
+        self.passing = 0
         self.a: Tensor | None = None
         self.g: Tensor | None = None
 
     def add_factors(self, a: Tensor, g: Tensor, start: int) -> None:
         """Factors of one batch, all calls of the layer."""
-        size = a.shape[0]
+        size, a, g = a.shape[0], _wide(a), _wide(g)
         if not self.positions:
             pieces: list[Tensor] = []
             if self.layer.kind == EMBEDDING:
@@ -140,6 +149,7 @@ class FeatureStore:
 
     def add_gradients(self, gradients: Tensor, start: int) -> None:
         """Per-sample gradients `(C, size, |θ|)` of one batch."""
+        gradients = _wide(gradients)
         if self.g is None:
             self.g = gradients.new_zeros(self.outputs, self.n, gradients.shape[2])
         self.g[:, start : start + gradients.shape[1]] = gradients

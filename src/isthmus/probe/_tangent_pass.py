@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ class _Capture:
 def gradients_of(out: Tensor, inputs: Sequence[Any], cotangent: Tensor | None = None) -> list[Tensor | None]:
     """`Jᵀv` of some tensors or edges, None where the outputs do not depend on one; the graph is kept."""
     found: Any = torch.autograd.grad(out, inputs, cotangent, retain_graph=True, allow_unused=True)
-    return list(found)
+    return [g.to_dense() if g is not None and g.is_sparse else g for g in found]
 
 
 def totals(out: Tensor, layers: Sequence[TangentLayer], cotangent: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -149,6 +150,7 @@ def _near(
             mine.append(g)
     at = iter(held)
     gradients = {id(call): (next(at) if call.edge is not None else []) for _, call in calls}
+    del held, at  # so that what a layer has used is free for the next
     for layer in layers:
         mine = capture.calls[layer.name]
         if not _add(layer, mine, gradients, stores[layer.name], v, expected[layer.name], start, setting.outputs):
@@ -177,6 +179,7 @@ def _add(
     size = v.shape[0]
     if any(call.changed() or not call.shape or call.shape[0] != size for call in calls):
         return False
+    store.passing = 2 * outputs * v.element_size() * sum(math.prod(call.shape) for call in calls)
     if not calls:
         return all(not bool(g.any()) for g in expected.values())
     if layer.kind in OUTER:
@@ -185,6 +188,7 @@ def _add(
             a = input_rows(layer, call.args, call.kwargs, size)
             if a is None:
                 return False
+            store.passing += a.numel() * a.element_size()
             rows.append((a, output_rows(layer, _stacked(call, gradients[id(call)], outputs, v), a)))
         if any(g.shape[2] != a.shape[1] for a, g in rows):
             return False

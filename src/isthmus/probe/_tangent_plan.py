@@ -28,7 +28,7 @@ class LayerPlan:
     Attributes:
         layer: the layer.
         positions: whether factors at positions are kept; gradients are, otherwise.
-        features: bytes of its features, of exact Grams.
+        features: bytes of its features, and of what a batch has at its output while they are made.
         work: bytes of the work on it.
         exact: whether it is computed exactly.
         probes: number of probes, where it is not.
@@ -61,12 +61,22 @@ def estimate_memory(layer: TangentLayer, probes: int) -> int:
     return (probes + 2) * layer.size * 8
 
 
-def trial(setting: TangentSetting, layers: Sequence[TangentLayer]) -> dict[str, tuple[int, int, int]]:
+@dataclasses.dataclass(frozen=True)
+class _Size:
+    """What one sample of a layer takes: bytes of its factors and of its gradients, bytes that pass by, products."""
+
+    factors: int
+    gradients: int
+    passing: int
+    positions: int
+    products: int
+
+
+def trial(setting: TangentSetting, layers: Sequence[TangentLayer]) -> dict[str, _Size]:
     """Find out on the first samples which layers' gradients can be had at their outputs.
 
     Returns:
-        Of every layer: bytes of its factors per sample (0 where it has none), positions, bytes of its gradients per
-        sample.
+        Of every layer what a sample takes; no factors (0 bytes) where it has none.
     """
     few = setting.few()
     signs = torch.ones(few.size, setting.outputs, dtype=setting.dtype, device=setting.device)
@@ -75,16 +85,19 @@ def trial(setting: TangentSetting, layers: Sequence[TangentLayer]) -> dict[str, 
     stores = {layer.name: FeatureStore(layer, setting.outputs, few.size, positions=True)
               for layer in layers if layer.kind != WHOLE}  # fmt: skip
     collect(setting, layers, stores, signs, batches=[few])
-    found: dict[str, tuple[int, int, int]] = {}
+    found: dict[str, _Size] = {}
     for layer in layers:
-        item = next(iter(layer.parameters.values())).element_size()
-        factors = positions = 0
+        item = max(4, next(iter(layer.parameters.values())).element_size())
+        factors = positions = products = passing = 0
+        if layer.kind != WHOLE:
+            passing = -(-stores[layer.name].passing // few.size)
         if layer.kind in OUTER:
             made = stores[layer.name].features()
             if isinstance(made, OuterFeatures):
                 factors = -(-(_bytes(made.a) + _bytes(made.g)) // few.size)
                 positions = made.positions
-        found[layer.name] = factors, positions, setting.outputs * layer.size * item
+                products = positions**2 * (made.g.shape[-1] + (made.a.shape[-1] if positions > 1 else 0))
+        found[layer.name] = _Size(factors, setting.outputs * layer.size * item, passing, positions, products)
     return found
 
 
@@ -98,7 +111,8 @@ def plan_layers(
 ) -> list[LayerPlan]:  # fmt: skip
     """Choose for every layer.
 
-    Exact where its features (factors or gradients, whichever are smaller) and the work on it fit into memory.
+    Exact where its features and the work on it fit into memory. Features are factors at positions or gradients: those
+    that take fewer multiplications where both fit, else the smaller.
 
     Args:
         setting: model and data.
@@ -118,13 +132,21 @@ def plan_layers(
             return work(n)
         return 8 * (_BLOCKS * n * n + draws * n * (4 * setting.outputs + 4))
 
+    most = max(batch.size for batch in setting.batches)
+
     def need(layer: TangentLayer, n: int) -> tuple[bool, int, int]:
-        factors, positions, gradients = sizes[layer.name]
-        item = next(iter(layer.parameters.values())).element_size()
-        products = 2 * n * n * item if positions == 1 else max(_POSITION_BYTES, 3 * positions**2 * n * item)
-        at_positions = factors > 0 and (positions == 1 or n * factors + products <= n * gradients)
-        features = n * factors if at_positions else n * gradients
-        return at_positions, features, shared(n) + (products if at_positions else 0)
+        size = sizes[layer.name]
+        item = max(4, next(iter(layer.parameters.values())).element_size())
+        grams = 2 * n * n * item if size.positions == 1 else min(_POSITION_BYTES, 3 * (size.positions * n) ** 2 * item)
+        grams = max(grams, 3 * size.positions**2 * n * item)
+        common, passing = shared(n), min(n, most) * size.passing
+        by_position, by_gradient = n * size.factors + grams, n * size.gradients
+        at_positions = size.factors > 0 and (size.positions == 1 or size.products < layer.size)
+        if size.factors and max(by_position, by_gradient) + passing + common > setting.limit:
+            at_positions = by_position < by_gradient
+        if at_positions:
+            return True, n * size.factors + passing, common + grams
+        return False, by_gradient + passing, common
 
     plans: list[LayerPlan] = []
     for layer in layers:
@@ -132,11 +154,11 @@ def plan_layers(
         needed = features + temporary
         fits = needed <= setting.limit
         if not fits and method == "exact":
-            most = _largest(lambda n, one=layer: sum(need(one, n)[1:]) <= setting.limit, setting.n)
+            fitting = _largest(lambda n, one=layer: sum(need(one, n)[1:]) <= setting.limit, setting.n)
             raise InputError("method", "exact", f"at most {size_text(setting.limit)}; {layer.name} needs "
-                             f"{size_text(needed)} for {setting.n} samples", f"give max_samples={most}, raise "
-                             "max_memory, or take method='auto'" if most >= 3 else
-                             "raise max_memory, or take method='auto'")  # fmt: skip
+                             f"{size_text(needed)} for {setting.n} samples", f"give max_samples={fitting}, raise "
+                             "max_memory, or take method='auto'" if fitting >= 3 else
+                             "raise max_memory, give a smaller batch_size, or take method='auto'")  # fmt: skip
         exact = fits and method != "estimate"
         if exact:
             words = "exact: Grams" if positions else "exact: per-sample gradients"
