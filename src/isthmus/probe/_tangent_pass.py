@@ -52,13 +52,14 @@ class _Capture:
                       for layer in layers]  # fmt: skip
         setting.handles.extend(self.hooks)
 
-    def _after(self, layer: TangentLayer) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def _after(self, layer: TangentLayer) -> Callable[..., Tensor | None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Tensor | None:
             if not isinstance(output, Tensor):
                 layer.become_whole(UNTOLD)
-                return
+                return None
             edge = get_gradient_edge(output) if output.requires_grad else None
             self.calls[layer.name].append(_Call(args, kwargs, edge, tuple(output.shape), _versions(args, kwargs)))
+            return output.clone() if output._is_view() else None  # a view that is changed in place leaves its edge
 
         return hook
 
