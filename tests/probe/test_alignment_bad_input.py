@@ -201,6 +201,7 @@ def test_hooks_of_the_user_and_inference_mode_are_respected() -> None:
         doubled[0].bias *= 1.5
     with torch.inference_mode():
         one, other = tangent_kernel(model, X), tangent_kernel(doubled, X)
+    assert one.methods["0"] == "exact: Grams"  # of the module's own output, before the hook
     assert torch.allclose(one.layers["0"], 1.5**2 * other.layers["0"], rtol=1e-10)
     assert torch.allclose(one.layers["2"], other.layers["2"], rtol=1e-10)
     with torch.inference_mode():

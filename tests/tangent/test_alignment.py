@@ -121,6 +121,8 @@ def test_outer_features_are_sums_of_outer_products() -> None:
     for has_weight, has_bias in ((True, True), (True, False), (False, True)):
         parts = ([weight] if has_weight else []) + ([g.sum(2)] if has_bias else [])
         explicit = GradientFeatures(torch.cat(parts, 2))
+        held = OuterFeatures(a, g, weight=has_weight, bias=has_bias, hold=True)
+        assert torch.allclose(full_kernel(held), full_kernel(explicit), rtol=0, atol=ROUNDING * 100)
         outer = OuterFeatures(a, g, weight=has_weight, bias=has_bias)
         assert torch.allclose(full_kernel(outer), full_kernel(explicit), rtol=0, atol=ROUNDING * 100)
         assert torch.allclose(outer.traced(), explicit.traced(), rtol=0, atol=ROUNDING * 100)

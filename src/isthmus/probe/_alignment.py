@@ -17,7 +17,6 @@ from isthmus.probe._alignment_targets import centred_targets
 from isthmus.probe._one import Forward
 from isthmus.probe._options import options_of
 from isthmus.probe._progress import Progress, progress_bar
-from isthmus.probe._tangent_features import FeatureStore
 from isthmus.probe._tangent_pass import collect
 from isthmus.probe._tangent_plan import LayerPlan, estimate_groups, exact_groups, plan_layers
 from isthmus.probe._tangent_setting import TangentSetting, tangent_setting
@@ -263,8 +262,7 @@ def _computed(
         for group in exact_groups([p for p in waiting if p.exact], setting.limit):
             memory = max(memory, sum(p.features for p in group) + max(p.work for p in group))
             kinds = {p.layer.name: p.layer.kind for p in group}
-            stores = {p.layer.name: FeatureStore(p.layer, setting.outputs, setting.n, positions=p.positions)
-                      for p in group}  # fmt: skip
+            stores = {p.layer.name: p.store(setting) for p in group}
             sums = collect(setting, [p.layer for p in group], stores, y.to(setting.device, setting.dtype),
                            lambda n: bar("gradients", n, setting.n))  # fmt: skip
             for number, p in enumerate(group):

@@ -136,8 +136,7 @@ def tangent_kernel(
                                 work=lambda n: held + 4 * 8 * n * n)  # fmt: skip
             for group in exact_groups(plans, setting.limit):
                 kinds = {p.layer.name: p.layer.kind for p in group}
-                stores = {p.layer.name: FeatureStore(p.layer, setting.outputs, setting.n, positions=p.positions)
-                          for p in group}  # fmt: skip
+                stores = {p.layer.name: p.store(setting) for p in group}
                 collect(setting, [p.layer for p in group], stores, _signs(setting, seed))
                 for p in group:
                     store = stores.pop(p.layer.name)

@@ -110,14 +110,15 @@ class FeatureStore:
         outputs: outputs C.
         n: samples.
         positions: whether factors are kept; gradients are, otherwise.
+        hold: whether forward Grams of several positions are held, too.
 
     Attributes:
         passing: bytes of what the last batch had at the layer's output, twice (in pieces, and put together).
     """
 
-    def __init__(self, layer: TangentLayer, outputs: int, n: int, *, positions: bool) -> None:
+    def __init__(self, layer: TangentLayer, outputs: int, n: int, *, positions: bool, hold: bool = False) -> None:
         self.layer, self.outputs, self.n, self.positions = layer, outputs, n, positions
-        self.passing = 0
+        self.passing, self.hold = 0, hold
         self.a: Tensor | None = None
         self.g: Tensor | None = None
 
@@ -172,4 +173,4 @@ class FeatureStore:
         if self.a is None:
             return GradientFeatures(self.g)
         names = self.layer.parameters
-        return OuterFeatures(self.a, self.g, weight="weight" in names, bias="bias" in names)
+        return OuterFeatures(self.a, self.g, weight="weight" in names, bias="bias" in names, hold=self.hold)

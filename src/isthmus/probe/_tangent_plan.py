@@ -28,6 +28,7 @@ class LayerPlan:
     Attributes:
         layer: the layer.
         positions: whether factors at positions are kept; gradients are, otherwise.
+        hold: whether forward Grams of several positions are held, too.
         features: bytes of its features, and of what a batch has at its output while they are made.
         work: bytes of the work on it.
         exact: whether it is computed exactly.
@@ -38,6 +39,7 @@ class LayerPlan:
 
     layer: TangentLayer
     positions: bool
+    hold: bool
     features: int
     work: int
     exact: bool
@@ -49,6 +51,10 @@ class LayerPlan:
     def memory(self) -> int:
         """Peak bytes, of what was chosen."""
         return self.features + self.work if self.exact else estimate_memory(self.layer, self.probes)
+
+    def store(self, setting: TangentSetting) -> FeatureStore:
+        """What collects its features."""
+        return FeatureStore(self.layer, setting.outputs, setting.n, positions=self.positions, hold=self.hold)
 
 
 def size_text(number: float | int) -> str:
@@ -63,13 +69,17 @@ def estimate_memory(layer: TangentLayer, probes: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """What one sample of a layer takes: bytes of its factors and of its gradients, bytes that pass by, products."""
+    """What one sample of a layer takes: bytes of its factors and of its gradients, bytes that pass by.
+
+    And how many multiplications a pair of samples takes in a block, forward and backward Gram.
+    """
 
     factors: int
     gradients: int
     passing: int
     positions: int
-    products: int
+    forward: int
+    backward: int
 
 
 def trial(setting: TangentSetting, layers: Sequence[TangentLayer]) -> dict[str, _Size]:
@@ -88,7 +98,7 @@ def trial(setting: TangentSetting, layers: Sequence[TangentLayer]) -> dict[str, 
     found: dict[str, _Size] = {}
     for layer in layers:
         item = max(4, next(iter(layer.parameters.values())).element_size())
-        factors = positions = products = passing = 0
+        factors = positions = forward = backward = passing = 0
         if layer.kind != WHOLE:
             passing = -(-stores[layer.name].passing // few.size)
         if layer.kind in OUTER:
@@ -96,8 +106,9 @@ def trial(setting: TangentSetting, layers: Sequence[TangentLayer]) -> dict[str, 
             if isinstance(made, OuterFeatures):
                 factors = -(-(_bytes(made.a) + _bytes(made.g)) // few.size)
                 positions = made.positions
-                products = positions**2 * (made.g.shape[-1] + (made.a.shape[-1] if positions > 1 else 0))
-        found[layer.name] = _Size(factors, setting.outputs * layer.size * item, passing, positions, products)
+                forward = positions**2 * made.a.shape[-1] if positions > 1 else 0
+                backward = positions**2 * made.g.shape[-1]
+        found[layer.name] = _Size(factors, setting.outputs * layer.size * item, passing, positions, forward, backward)
     return found
 
 
@@ -111,8 +122,8 @@ def plan_layers(
 ) -> list[LayerPlan]:  # fmt: skip
     """Choose for every layer.
 
-    Exact where its features and the work on it fit into memory. Features are factors at positions or gradients: those
-    that take fewer multiplications where both fit, else the smaller.
+    Exact where its features and the work on it fit into memory. Of factors at positions (with the
+    forward Gram held or not) and gradients, that which takes the fewest multiplications of those that fit.
 
     Args:
         setting: model and data.
@@ -134,27 +145,34 @@ def plan_layers(
 
     most = max(batch.size for batch in setting.batches)
 
-    def need(layer: TangentLayer, n: int) -> tuple[bool, int, int]:
+    blocks = setting.outputs * (setting.outputs + 1) // 2
+
+    def need(layer: TangentLayer, n: int) -> tuple[bool, bool, int, int]:
         size = sizes[layer.name]
         item = max(4, next(iter(layer.parameters.values())).element_size())
         grams = 2 * n * n * item if size.positions == 1 else min(_POSITION_BYTES, 3 * (size.positions * n) ** 2 * item)
         grams = max(grams, 3 * size.positions**2 * n * item)
         common, passing = shared(n), min(n, most) * size.passing
-        by_position, by_gradient = n * size.factors + grams, n * size.gradients
-        at_positions = size.factors > 0 and (size.positions == 1 or size.products < layer.size)
-        if size.factors and max(by_position, by_gradient) + passing + common > setting.limit:
-            at_positions = by_position < by_gradient
-        if at_positions:
-            return True, n * size.factors + passing, common + grams
-        return False, by_gradient + passing, common
+        held = (size.positions * n) ** 2 * item
+        forms: list[tuple[float | int, bool, bool, int, int]] = [(layer.size, False, False, n * size.gradients, common)]
+        if size.factors:  # by multiplications, whether at positions, with forward Grams held, and bytes
+            factors = n * size.factors
+            forms.append((size.forward + size.backward, True, False, factors, common + grams))
+            if size.positions > 1:
+                forms.append((size.forward / blocks + size.backward, True, True, factors, common + grams + held))
+        if size.positions == 1:
+            forms = forms[1:]
+        fitting = [form for form in forms if form[3] + form[4] + passing <= setting.limit]
+        best = min(fitting) if fitting else min(forms, key=lambda form: form[3] + form[4])
+        return best[1], best[2], best[3] + passing, best[4]
 
     plans: list[LayerPlan] = []
     for layer in layers:
-        positions, features, temporary = need(layer, setting.n)
+        positions, hold, features, temporary = need(layer, setting.n)
         needed = features + temporary
         fits = needed <= setting.limit
         if not fits and method == "exact":
-            fitting = _largest(lambda n, one=layer: sum(need(one, n)[1:]) <= setting.limit, setting.n)
+            fitting = _largest(lambda n, one=layer: sum(need(one, n)[2:]) <= setting.limit, setting.n)
             raise InputError("method", "exact", f"at most {size_text(setting.limit)}; {layer.name} needs "
                              f"{size_text(needed)} for {setting.n} samples", f"give max_samples={fitting}, raise "
                              "max_memory, or take method='auto'" if fitting >= 3 else
@@ -165,7 +183,7 @@ def plan_layers(
             why = f"{size_text(needed)} of {size_text(setting.limit)}"
             if layer.kind == WHOLE:
                 why += f"; of the whole model, one sample at a time: {layer.why}"
-            plans.append(LayerPlan(layer, positions, features, temporary, True, 0, words, why))
+            plans.append(LayerPlan(layer, positions, hold, features, temporary, True, 0, words, why))
             continue
         most_probes = setting.limit // max(8 * layer.size, 1) - 2
         m = min(probes, most_probes)
@@ -177,7 +195,7 @@ def plan_layers(
                                                          f"{size_text(setting.limit)}")  # fmt: skip
         if m < probes:
             why += f"; {m} of {probes} probes fit"
-        plans.append(LayerPlan(layer, False, features, temporary, False, m, f"estimate: {m} probes", why))
+        plans.append(LayerPlan(layer, False, False, features, temporary, False, m, f"estimate: {m} probes", why))
     return plans
 
 

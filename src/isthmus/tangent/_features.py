@@ -56,10 +56,13 @@ class OuterFeatures:
         g: derivatives of every output at the layer's own output, `(C, n, positions, out)`.
         weight: whether the layer has a weight (that is one of its parameters).
         bias: whether it has a bias.
+        hold: keep the forward Gram of all positions, `(n·t)²` numbers, instead of computing it for every block.
     """
 
-    def __init__(self, a: Tensor, g: Float[Tensor, "c n t o"], *, weight: bool = True, bias: bool = True) -> None:
-        self.a, self.g, self.weight, self.bias = a, g, weight, bias
+    def __init__(
+        self, a: Tensor, g: Float[Tensor, "c n t o"], *, weight: bool = True, bias: bool = True, hold: bool = False
+    ) -> None:
+        self.a, self.g, self.weight, self.bias, self.hold = a, g, weight, bias, hold
         self._single: Tensor | None = None
 
     @property
@@ -92,9 +95,9 @@ class OuterFeatures:
     def _product(self, left: Tensor, right: Tensor) -> Tensor:
         """`Σ_{t,s} F ∘ (left rightᵀ)` for derivatives `(n, t, o)`."""
         n, t, _ = left.shape
-        if t == 1:
-            if self._single is None:
-                self._single = self._forward(0, n)
+        if self._single is None and (t == 1 or (self.hold and self.weight)):
+            self._single = self._forward(0, n)
+        if t == 1 and self._single is not None:
             return _double((left[:, 0] @ right[:, 0].mT).mul_(self._single))
         whole = right.flatten(0, 1).mT
         step = max(1, _CHUNK_BYTES // (2 * left.element_size() * t * t * n))
@@ -102,7 +105,7 @@ class OuterFeatures:
         for start in range(0, n, step):
             stop = min(start + step, n)
             gram = left[start:stop].flatten(0, 1) @ whole
-            gram = gram.mul_(self._forward(start, stop))
+            gram.mul_(self._forward(start, stop) if self._single is None else self._single[start * t : stop * t])
             pieces.append(_double(gram.view(stop - start, t, n, t).sum((1, 3))))
         return torch.cat(pieces)
 
