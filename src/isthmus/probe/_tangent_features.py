@@ -137,6 +137,9 @@ class FeatureStore:
                 pieces.append(g.sum(2))
             self.add_gradients(torch.cat(pieces, 2), start)
             return
+        if size == self.n:  # one batch: nothing to copy
+            self.a, self.g = a, g
+            return
         if self.a is None or self.g is None:
             self.a, self.g = a.new_zeros(self.n, *a.shape[1:]), g.new_zeros(self.outputs, self.n, *g.shape[2:])
         more = a.shape[1] - self.a.shape[1]
@@ -151,6 +154,9 @@ class FeatureStore:
     def add_gradients(self, gradients: Tensor, start: int) -> None:
         """Per-sample gradients `(C, size, |θ|)` of one batch."""
         gradients = _wide(gradients)
+        if gradients.shape[1] == self.n:
+            self.g = gradients
+            return
         if self.g is None:
             self.g = gradients.new_zeros(self.outputs, self.n, gradients.shape[2])
         self.g[:, start : start + gradients.shape[1]] = gradients
