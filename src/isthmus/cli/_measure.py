@@ -31,7 +31,7 @@ def measure(
     weights: Annotated[Path | None, Parameter(help="Weights: .safetensors, or a .pt of tensors alone.")] = None,
     arguments: Annotated[str, Parameter(help="Keyword arguments of the factory, as JSON.")] = "{}",
     inputs: Annotated[tuple[str, ...], Parameter(help="Arrays that are inputs; all but targets unless given.")] = (),
-    targets: Annotated[str | None, Parameter(help="Array of targets; y, labels, … unless given.")] = None,
+    targets: Annotated[str | None, Parameter(help="Array of targets: measures gradients and alignment, too.")] = None,
     loss: Annotated[str | None, Parameter(help="cross_entropy, square or model: measures gradients, too.")] = None,
     layers: Annotated[tuple[str, ...], Parameter(help="blocks, '*' or globs of module names.")] = ("blocks",),
     max_samples: Annotated[int | None, Parameter(help="Samples to use at most.")] = None,
@@ -39,6 +39,7 @@ def measure(
     metrics: Annotated[tuple[str, ...], Parameter(help="Metrics to compute; all unless given.")] = (),
     baseline: Annotated[str | None, Parameter(help="`init`: measure the model before its weights, too.")] = None,
     jacobian_samples: Annotated[int, Parameter(help="Samples at which the Jacobian is taken; 0 for none.")] = 16,
+    alignment_samples: Annotated[int, Parameter(help="Samples for the alignment of layers; 0 for none.")] = 256,
     max_memory: Annotated[float | None, Parameter(help="Bytes for second moments; half of what is free.")] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, …")] = "cpu",
     seed: Annotated[int, Parameter(help="Seed of the factory's weights and of random states.")] = 0,
@@ -75,7 +76,7 @@ def measure(
     if weights is not None:
         probe.load_weights(network, weights)
     common: dict[str, Any] = {
-        "layers": layers[0] if len(layers) == 1 else list(layers), "targets": found if loss else None, "loss": loss,
+        "layers": layers[0] if len(layers) == 1 else list(layers), "targets": found if loss or targets else None, "loss": loss,
         "max_samples": max_samples, "batch_size": batch_size, "metrics": metrics or None, "max_memory": max_memory,
         "device": device, "seed": seed,
     }  # fmt: skip
@@ -93,7 +94,7 @@ def measure(
         return
     fresh = (lambda: make(1)) if baseline else None
     measured = probe.measure(network, samples, **common, baseline=fresh, progress=not quiet,
-                             jacobian_samples=jacobian_samples)  # fmt: skip
+                             jacobian_samples=jacobian_samples, alignment_samples=alignment_samples)  # fmt: skip
     run = measured.with_record(
         title=f"{type(network).__name__} on {data.name}",
         configuration={"model": model, "arguments": given, "data": str(data),

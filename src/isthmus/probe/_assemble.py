@@ -16,6 +16,7 @@ from isthmus._errors import InputError
 from isthmus._records import Claim, MetricTable
 from isthmus.geometry import DEFAULT_GAMMA0
 from isthmus.models import LeakyResNet
+from isthmus.probe._aligned import ALIGNMENT, Aligned, alignment_claims, record_alignment
 from isthmus.probe._batches import Batch, Batches
 from isthmus.probe._guard import untouched
 from isthmus.probe._losses import loss_of
@@ -28,7 +29,7 @@ from isthmus.probe._select import BLOCKS
 from isthmus.probe._verdict import path_verdict
 from isthmus.tangent import MapJacobian
 
-EVERYWHERE = frozenset((*REPRESENTATION, *WEIGHT, *JACOBIAN, "loss", "bottleneck_rank"))
+EVERYWHERE = frozenset((*REPRESENTATION, *WEIGHT, *JACOBIAN, *ALIGNMENT, "loss", "bottleneck_rank"))
 """Metrics of any model."""
 
 
@@ -108,6 +109,7 @@ def assemble(
     model: nn.Module,
     main: Measured,
     other: Measured | None,
+    aligned: Aligned,
     table: MetricTable,
     options: MeasureOptions,
     notes: Sequence[str],
@@ -119,6 +121,7 @@ def assemble(
         model: the model that was measured.
         main: what was measured of it.
         other: what was measured of the baseline.
+        aligned: how its layers align with the targets.
         table: with the rows of their representations.
         options: as given.
         notes: what was decided on the way.
@@ -143,10 +146,14 @@ def assemble(
     for one in left_out:
         table.skip("observations", one["reason"], layer=one["name"])
     rows = _record_model(table, main, options)
+    kernels = record_alignment(table, aligned, options.metrics)
     numbers = main.numbers
     for name, found in rows.items():
         numbers.rows.setdefault(name, {})["model"] = found
     claims = model_verdict(numbers, main.weights, main.jacobian, None if other is None else other.numbers)
+    said = alignment_claims(aligned, kernels)
+    at = len(claims) - 1 if claims and claims[-1].name == "advice" else len(claims)
+    claims[at:at] = said
     arrays = numbers.arrays(main.weights)
     if other is not None:
         arrays |= other.numbers.arrays(other.weights)
@@ -166,6 +173,7 @@ def assemble(
         "model": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()),
         "samples": numbers.result.samples, "layers": layers_text(options.layers),
         "loss": options.loss_name or None, "baseline": "" if other is None else "init", "sites": layers,
+        "aligned": [] if aligned.found is None else [layer.name for layer in aligned.found.layers],
         "weights": weights, "skipped": everything_else, "seconds": round(seconds, 3),
     }  # fmt: skip
     record = _record(model, options, {"measured": measured})

@@ -13,6 +13,7 @@ from torch import nn
 from isthmus._errors import InputError
 from isthmus._records import MetricTable
 from isthmus.models import LeakyResNet
+from isthmus.probe._aligned import check_alignment_samples, measured_alignment
 from isthmus.probe._assemble import EVERYWHERE, assemble, measure_leaky
 from isthmus.probe._baseline import fresh_model
 from isthmus.probe._measurement import Measurement
@@ -40,6 +41,7 @@ def measure(
     batch_size: int | None = None,
     max_memory: float | int | None = None,
     jacobian_samples: int = 16,
+    alignment_samples: int = 256,
     ridge: float | int | None = None,
     seed: int = 0,
 ) -> Measurement:
@@ -53,7 +55,8 @@ def measure(
     Metrics, with their definitions in docs/architecture.md: the ranks of every representation and weight matrix, the
     cost of identity `‖A‖²_{K+γ} = Tr[A (SᵀS + γI)⁻¹ Aᵀ]` (arXiv 2405.17573, docs/theory 1.4), relative moves (1.3),
     the negative fraction (1.7), second moments of the gradients, and the rank and pseudo-determinant of the Jacobian
-    of the whole map (arXiv 2305.19008, docs/theory 3.2). A Leaky ResNet, and any model with a `path` method, is
+    of the whole map (arXiv 2305.19008, docs/theory 3.2). With targets and a loss, the alignment of every layer's tangent
+    kernel with the targets (arXiv 2110.11749, docs/theory 4.1; `align` has more). A Leaky ResNet, and any model with a `path` method, is
     measured along its path.
 
     Args:
@@ -76,6 +79,8 @@ def measure(
         batch_size: samples per batch of data that are not batched yet.
         max_memory: bytes that all second moments may take; half of what is free, if None.
         jacobian_samples: samples at which the Jacobian is taken; 0 for none.
+        alignment_samples: samples (the first ones) on which alignment is computed, one backward pass for each output;
+            0 for none.
         ridge: `λ` of the objective, for the Hamiltonian of a Leaky ResNet (with targets and a loss).
         seed: of random states during the measurement, and of the baseline.
 
@@ -96,6 +101,7 @@ def measure(
         model, layers=layers, targets=targets, loss=loss, forward=forward, max_samples=max_samples, device=device,
         metrics=metrics, batch_size=batch_size, max_memory=max_memory, jacobian_samples=jacobian_samples, seed=seed,
     )  # fmt: skip
+    check_alignment_samples(alignment_samples)
     along = path_of(placed, path)
     started = time.perf_counter()
     if isinstance(placed, LeakyResNet) and path is None and forward is None and layers == BLOCKS and baseline is None:
@@ -122,11 +128,14 @@ def measure(
             again = path_of(fresh, path)
             subject = fresh if again is None else path_model(fresh, again, first_batch(fresh, data, options))
             other = measure_one(subject, data, options, bar, baseline="init", jacobian=False)
+        if options.loss is not None:
+            bar("alignment", 0, None)
+        aligned = measured_alignment(placed, data, options, alignment_samples, along=along is not None)
         table = MetricTable()
         main.numbers.write(table, lambda done, total: bar("spectra", done, total))
         if other is not None:
             other.numbers.write(table, lambda done, total: bar("baseline: spectra", done, total))
-        return assemble(placed, main, other, table, options, notes, time.perf_counter() - started)
+        return assemble(placed, main, other, aligned, table, options, notes, time.perf_counter() - started)
 
 
 def read_once(data: Any) -> bool:

@@ -10,7 +10,16 @@ from typing import Any, cast
 NAME_LIMIT = 300
 """Longest name of a layer that the page holds; longer ones lose their middle."""
 
-WHOLE_MODEL = ("loss", "jacobian_rank", "jacobian_log_pseudodet", "jacobian_log_singular_value", "bottleneck_rank")
+WHOLE_MODEL = (
+    "loss",
+    "jacobian_rank",
+    "jacobian_log_pseudodet",
+    "jacobian_log_singular_value",
+    "bottleneck_rank",
+    "tangent_top_eigenvalue",
+)
+
+ALIGNED = ("alignment", "alignment_traced", "tangent_trace")  # fmt: skip
 """Metrics of the whole model, whose rows have the layer `model` (which may also be the name of a module)."""
 
 

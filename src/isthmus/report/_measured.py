@@ -12,7 +12,7 @@ from isthmus.report._figures import Budget, Drawn, Figure, Panel, Recipe, Sectio
 from isthmus.report._heatfigures import heat_figure
 from isthmus.report._layers import brief
 from isthmus.report._layertables import layer_tables, skipped_tables
-from isthmus.report._read import NOT_RECORDED, Curve, RunView, number
+from isthmus.report._read import NOT_RECORDED, Curve, RunView, number, shorten
 
 _RANKS = ("participation_ratio_centred", "effective_rank", "numerical_rank", "nuclear_rank", "stable_rank")
 _WEIGHT_RANKS = ("effective_rank", "numerical_rank", "participation_ratio", "nuclear_rank", "stable_rank")
@@ -106,6 +106,15 @@ def _moves_answer(_run: RunView, curves: Mapping[str, Curve]) -> str:
         f"The largest move is {_value(curve, high)}, at {_where(curve, high)}; {few}. The smallest is "
         f"{_value(curve, low)}, at {_where(curve, low)}."
     )
+
+
+def _alignment_answer(run: RunView, curves: Mapping[str, Curve]) -> str:
+    own = _own(curves)
+    if not own:
+        return ""
+    said = [f"The {c.name} is largest, {_value(c, int(c.y.argmax()))}, at {_where(c, int(c.y.argmax()))}." for c in own]
+    claims = [claim.text for claim in run.claims if claim.name == "alignment"]
+    return " ".join([*said, *(shorten(text) for text in claims[:1])])
 
 
 def _stretch_answer(run: RunView, curves: Mapping[str, Curve]) -> str:
@@ -249,6 +258,16 @@ _STRETCH = Recipe(
 )  # fmt: skip
 
 
+_ALIGNMENT = Recipe(
+    "alignment", "Which layers align with the targets?",
+    "How much of each layer's tangent kernel points along the targets, between 0 and 1; bars are one standard error. A "
+    "step of training changes the outputs mostly along the targets where alignment is high. Both numbers rise and fall "
+    "together in most networks; the traced one does not mix outputs.",
+    "alignment", _each(("alignment", "alignment_traced"), "aligned", {"alignment_traced": "class-traced"}),
+    _alignment_answer, along="position", draw=_draw_curves,
+)  # fmt: skip
+
+
 def _recorded(figure: Figure) -> bool:
     """Whether some run measured this, or has a reason of its own why not."""
     return bool(figure.panels) or any(NOT_RECORDED not in reason for _, reason in figure.reasons)
@@ -287,7 +306,7 @@ def measured_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
         Section("weights", "Weights", "What the layers themselves use, whatever the data are.", [],
                 [*figures(_WEIGHTS), weights]),
         Section("movement", "Work and signals", "Where the work is done, and what the loss asks of the layers.", [],
-                figures(_MOVES, _PULL, _PULL_RANK, _STRETCH)),
+                figures(_MOVES, _ALIGNMENT, _PULL, _PULL_RANK, _STRETCH)),
     ]  # fmt: skip
     tables = Section(
         "layers", "Layers", "Every number of every layer. Filter by name or type; choose a heading to sort by it.", [],

@@ -12,7 +12,7 @@ import polars as pl
 
 from isthmus._errors import InputError, RunFolderError
 from isthmus._records import COLUMNS, METRICS, Claim, RunFolder
-from isthmus.report._layers import NAME_LIMIT, WHOLE_MODEL, middle, read_layers
+from isthmus.report._layers import ALIGNED, NAME_LIMIT, WHOLE_MODEL, middle, read_layers
 from isthmus.report._reproduced import read_reproduction
 
 NOT_RECORDED = "not recorded by this run"
@@ -149,6 +149,7 @@ class RunView:
             return pl.when(first.is_in(_KINDS)).then(first).otherwise(pl.lit(""))
         return (
             pl.when(pl.col("metric").is_in(WHOLE_MODEL)).then(pl.lit("model"))
+            .when(pl.col("metric").is_in(ALIGNED) & (name != "model")).then(pl.lit("aligned"))
             .when(name.is_in([layer.name for layer in self.layers.sites])).then(pl.lit("representation"))
             .when(name.is_in([layer.name for layer in self.layers.weights])).then(pl.lit("weight"))
             .when(name == "").then(pl.lit("")).otherwise(pl.lit("module"))
@@ -237,7 +238,7 @@ class RunView:
         label = name or metric.replace("_", " ")
         reasons = _reasons(rows) if rows.height else (NOT_RECORDED,)
         kind = "epoch" if along == "step" else (of or "index")
-        named = self.layers is not None and of in ("representation", "weight")
+        named = self.layers is not None and of in ("representation", "weight", "aligned")
         places = tuple(middle(name or "", NAME_LIMIT) for name in good["layer"]) if named else ()
         return Curve(label, kind, good["index"].to_numpy(), good["x"].to_numpy(), good["value"].to_numpy(),
                      good["stderr"].fill_null(np.nan).to_numpy(), reasons, places, baseline)  # fmt: skip
