@@ -39,7 +39,7 @@ def measure(
     metrics: Annotated[tuple[str, ...], Parameter(help="Metrics to compute; all unless given.")] = (),
     baseline: Annotated[str | None, Parameter(help="`init`: measure the model before its weights, too.")] = None,
     jacobian_samples: Annotated[int, Parameter(help="Samples at which the Jacobian is taken; 0 for none.")] = 16,
-    alignment_samples: Annotated[int, Parameter(help="Samples for the alignment of layers; 0 for none.")] = 256,
+    alignment_samples: Annotated[int, Parameter(help="Samples for the alignment of layers; 0 for none.")] = 128,
     max_memory: Annotated[float | None, Parameter(help="Bytes for second moments; half of what is free.")] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, …")] = "cpu",
     seed: Annotated[int, Parameter(help="Seed of the factory's weights and of random states.")] = 0,
@@ -76,7 +76,8 @@ def measure(
     if weights is not None:
         probe.load_weights(network, weights)
     common: dict[str, Any] = {
-        "layers": layers[0] if len(layers) == 1 else list(layers), "targets": found if loss or targets else None, "loss": loss,
+        "layers": layers[0] if len(layers) == 1 else list(layers),
+        "targets": found if loss or targets else None, "loss": loss,
         "max_samples": max_samples, "batch_size": batch_size, "metrics": metrics or None, "max_memory": max_memory,
         "device": device, "seed": seed,
     }  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from isthmus._errors import InputError
 from isthmus._records import Claim, MetricTable
 from isthmus.probe._alignment import Alignment, align
 from isthmus.probe._one import MeasureOptions
+from isthmus.probe._progress import Progress
 from isthmus.probe._survey import ModelError
 from isthmus.probe._tangent import tangent_eigenpairs
 
@@ -19,6 +20,7 @@ ALIGNMENT = ("alignment", "alignment_traced", "tangent_trace", "tangent_top_eige
 """Metrics of the tangent kernels."""
 
 _LEAST_SAMPLES = 3
+_LONGEST_REASON = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +40,9 @@ def check_alignment_samples(samples: int) -> int:
     return samples
 
 
-def measured_alignment(model: nn.Module, data: Any, options: MeasureOptions, samples: int, *, along: bool) -> Aligned:
+def measured_alignment(
+    model: nn.Module, data: Any, options: MeasureOptions, samples: int, bar: Progress, *, along: bool
+) -> Aligned:
     """The alignment of every layer on the first samples (arXiv 2110.11749, docs/theory 4.1), where there can be one.
 
     Args:
@@ -46,34 +50,39 @@ def measured_alignment(model: nn.Module, data: Any, options: MeasureOptions, sam
         data: as given to `measure`.
         options: of the measurement.
         samples: to use at most; 0 for none.
+        bar: shows progress.
         along: whether a path is measured instead of layers.
     """
     wanted = set(ALIGNMENT) if options.metrics is None else options.metrics & set(ALIGNMENT)
     reason = _why_not(data, options, samples, along=along)
     if reason or not wanted:
         return Aligned(None, reason or "not asked for", None, reason or "not asked for")
+    bar("alignment", 0, None)
     use = samples if options.max_samples is None else min(samples, options.max_samples)
     given: dict[str, Any] = {"forward": options.forward, "max_samples": use, "batch_size": options.batch_size,
                              "seed": options.seed}  # fmt: skip
     try:
         found = align(model, data, targets=options.targets, max_memory=options.max_memory, progress=False, **given)
-    except (InputError, ModelError) as error:
-        said = " ".join(str(error).split())
-        return Aligned(None, said, None, said)
+    except (InputError, ModelError, RuntimeError) as error:  # an extra must not cost the rest of the measurement
+        return Aligned(None, _said(error), None, _said(error))
     if "tangent_top_eigenvalue" not in wanted:
         return Aligned(found, "", None, "not asked for")
     try:
         top = float(tangent_eigenpairs(model, data, 1, **given).values[0]) / found.n
     except (InputError, ModelError, RuntimeError) as error:
-        return Aligned(found, "", None, " ".join(str(error).split())[:300])
+        return Aligned(found, "", None, _said(error))
     return Aligned(found, "", top)
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def _why_not(data: Any, options: MeasureOptions, samples: int, *, along: bool) -> str:
     if samples == 0:
         return "alignment_samples=0"
     if options.loss is None:
-        return "give targets"
+        return "give targets, or a loss for those in the data"
     if options.loss_name == "model":
         return "the loss is the model's own: give targets and loss='cross_entropy' or 'square'"
     if along:
@@ -131,8 +140,4 @@ def alignment_claims(aligned: Aligned, rows: dict[str, list[int]]) -> list[Claim
     text = f"Alignment with the targets ({found.n} samples): {peak.text}."
     values: dict[str, float | int | str | None] = {"layer": peak.layer, "first": peak.first, "last": peak.last,
                                                    "value": peak.value, "stderr": peak.stderr}  # fmt: skip
-    return [Claim("alignment", text, "finding" if peak.clear else "none", _behind(rows), values)]
-
-
-def _behind(rows: dict[str, list[int]]) -> Sequence[int]:
-    return tuple(rows["alignment"])
+    return [Claim("alignment", text, "finding" if peak.clear else "none", tuple(rows["alignment"]), values)]

@@ -41,7 +41,7 @@ def measure(
     batch_size: int | None = None,
     max_memory: float | int | None = None,
     jacobian_samples: int = 16,
-    alignment_samples: int = 256,
+    alignment_samples: int = 128,
     ridge: float | int | None = None,
     seed: int = 0,
 ) -> Measurement:
@@ -55,9 +55,9 @@ def measure(
     Metrics, with their definitions in docs/architecture.md: the ranks of every representation and weight matrix, the
     cost of identity `‖A‖²_{K+γ} = Tr[A (SᵀS + γI)⁻¹ Aᵀ]` (arXiv 2405.17573, docs/theory 1.4), relative moves (1.3),
     the negative fraction (1.7), second moments of the gradients, and the rank and pseudo-determinant of the Jacobian
-    of the whole map (arXiv 2305.19008, docs/theory 3.2). With targets and a loss, the alignment of every layer's tangent
-    kernel with the targets (arXiv 2110.11749, docs/theory 4.1; `align` has more). A Leaky ResNet, and any model with a `path` method, is
-    measured along its path.
+    of the whole map (arXiv 2305.19008, docs/theory 3.2). With targets, the alignment of every layer's tangent kernel
+    with them (arXiv 2110.11749, docs/theory 4.1; `align` has more). A Leaky ResNet, and any model with a `path`
+    method, is measured along its path.
 
     Args:
         model: any `torch.nn.Module`; wrappers for data parallelism and compilation are taken off.
@@ -128,9 +128,7 @@ def measure(
             again = path_of(fresh, path)
             subject = fresh if again is None else path_model(fresh, again, first_batch(fresh, data, options))
             other = measure_one(subject, data, options, bar, baseline="init", jacobian=False)
-        if options.loss is not None:
-            bar("alignment", 0, None)
-        aligned = measured_alignment(placed, data, options, alignment_samples, along=along is not None)
+        aligned = measured_alignment(placed, data, options, alignment_samples, bar, along=along is not None)
         table = MetricTable()
         main.numbers.write(table, lambda done, total: bar("spectra", done, total))
         if other is not None:

@@ -18,9 +18,10 @@ WHOLE_MODEL = (
     "bottleneck_rank",
     "tangent_top_eigenvalue",
 )
-
-ALIGNED = ("alignment", "alignment_traced", "tangent_trace")  # fmt: skip
 """Metrics of the whole model, whose rows have the layer `model` (which may also be the name of a module)."""
+
+ALIGNED = ("alignment", "alignment_traced", "tangent_trace")
+"""Metrics of a module's own parameters; rows without an index are of the whole model."""
 
 
 @dataclasses.dataclass(frozen=True)

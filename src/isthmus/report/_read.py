@@ -149,7 +149,8 @@ class RunView:
             return pl.when(first.is_in(_KINDS)).then(first).otherwise(pl.lit(""))
         return (
             pl.when(pl.col("metric").is_in(WHOLE_MODEL)).then(pl.lit("model"))
-            .when(pl.col("metric").is_in(ALIGNED) & (name != "model")).then(pl.lit("aligned"))
+            .when(pl.col("metric").is_in(ALIGNED))
+            .then(pl.when(pl.col("index").is_null()).then(pl.lit("model")).otherwise(pl.lit("aligned")))
             .when(name.is_in([layer.name for layer in self.layers.sites])).then(pl.lit("representation"))
             .when(name.is_in([layer.name for layer in self.layers.weights])).then(pl.lit("weight"))
             .when(name == "").then(pl.lit("")).otherwise(pl.lit("module"))
