@@ -87,6 +87,7 @@ def measure(
     samples: Any = chosen
     if loss == "model" and found is not None:
         samples, common["targets"] = _with_labels(chosen, found), None
+    probe.check_alignment_samples(alignment_samples)
     if dry_run:
         console = Console()
         for name, value in probe.plan_measure(network, samples, **common).lines():

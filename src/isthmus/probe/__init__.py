@@ -1,5 +1,6 @@
 """From a network and data to numbers and sentences."""
 
+from isthmus.probe._aligned import check_alignment_samples as check_alignment_samples
 from isthmus.probe._alignment import Alignment as Alignment
 from isthmus.probe._alignment import AlignmentPeak as AlignmentPeak
 from isthmus.probe._alignment import LayerAlignment as LayerAlignment

@@ -25,8 +25,9 @@ _LONGEST_REASON = 300
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """Alignments along the layers and the largest eigenvalue of the whole kernel over n, or reasons."""
+    """Samples asked for; alignments of the layers and the largest eigenvalue of the whole kernel over n, or reasons."""
 
+    asked: int
     found: Alignment | None
     why: str
     top: float | None = None
@@ -56,7 +57,7 @@ def measured_alignment(
     wanted = set(ALIGNMENT) if options.metrics is None else options.metrics & set(ALIGNMENT)
     reason = _why_not(data, options, samples, along=along)
     if reason or not wanted:
-        return Aligned(None, reason or "not asked for", None, reason or "not asked for")
+        return Aligned(samples, None, reason or "not asked for", None, reason or "not asked for")
     bar("alignment", 0, None)
     use = samples if options.max_samples is None else min(samples, options.max_samples)
     given: dict[str, Any] = {"forward": options.forward, "max_samples": use, "batch_size": options.batch_size,
@@ -64,14 +65,14 @@ def measured_alignment(
     try:
         found = align(model, data, targets=options.targets, max_memory=options.max_memory, progress=False, **given)
     except (InputError, ModelError, RuntimeError) as error:  # an extra must not cost the rest of the measurement
-        return Aligned(None, _said(error), None, _said(error))
+        return Aligned(samples, None, _said(error), None, _said(error))
     if "tangent_top_eigenvalue" not in wanted:
-        return Aligned(found, "", None, "not asked for")
+        return Aligned(samples, found, "", None, "not asked for")
     try:
         top = float(tangent_eigenpairs(model, data, 1, **given).values[0]) / found.n
     except (InputError, ModelError, RuntimeError) as error:
-        return Aligned(found, "", None, _said(error))
-    return Aligned(found, "", top)
+        return Aligned(samples, found, "", None, _said(error))
+    return Aligned(samples, found, "", top)
 
 
 def _said(error: Exception) -> str:
@@ -121,7 +122,9 @@ def record_alignment(table: MetricTable, aligned: Aligned, wanted: frozenset[str
                 rows[name].append(table.add(name, value, stderr=error, note=note, **where))
     if "tangent_trace" in rows:
         whole = sum(layer.trace for layer in found.layers)
-        rows["tangent_trace"].append(table.add("tangent_trace", whole, layer="model", n=found.n, note="all layers"))
+        rows["tangent_trace"].append(
+            table.add("tangent_trace", whole, layer="model", n=found.n, note="sum over layers")
+        )
     name = "tangent_top_eigenvalue"
     if name in rows:
         if aligned.top is None:

@@ -177,6 +177,7 @@ def assemble(
         "weights": weights, "skipped": everything_else, "seconds": round(seconds, 3),
     }  # fmt: skip
     record = _record(model, options, {"measured": measured})
+    record["configuration"]["alignment_samples"] = aligned.asked
     return Measurement(table.frame(), claims, arrays, layers, everything_else, [*notes, *main.notes], record)
 
 

@@ -81,7 +81,8 @@ def plan_measure(
     """Run one batch, time it, and say what `measure` with the same arguments will take.
 
     Memory is exact (8 bytes for each entry of each second moment). Time is one batch times their number, and the
-    eigenvalues of one small matrix times the third power of the widths; the Jacobian is not in it.
+    eigenvalues of one small matrix times the third power of the widths; the Jacobian and the alignment are not in
+    it.
 
     Raises:
         InputError: as `measure`.

@@ -263,7 +263,7 @@ _ALIGNMENT = Recipe(
     "How much of each layer's tangent kernel points along the targets, between 0 and 1; bars are one standard error. A "
     "step of training changes the outputs mostly along the targets where alignment is high. Both numbers rise and fall "
     "together in most networks; the traced one does not mix outputs.",
-    "alignment", _each(("alignment", "alignment_traced"), "aligned", {"alignment_traced": "class-traced"}),
+    "alignment", _each(("alignment", "alignment_traced"), "aligned", {"alignment_traced": "class-traced alignment"}),
     _alignment_answer, along="position", draw=_draw_curves,
 )  # fmt: skip
 
