@@ -75,6 +75,10 @@ def test_every_metric_is_recorded_or_explained() -> None:
         "backward_norm",
         "backward_participation_ratio",
         "observations",
+        "alignment",
+        "alignment_traced",
+        "tangent_trace",
+        "tangent_top_eigenvalue",
     }
     cases: dict[str, Callable[[], PathMeasurement]] = {
         "all": lambda: measure_path(net, geo.path[0].T, geo.target.T, loss=square, ridge=RIDGE),

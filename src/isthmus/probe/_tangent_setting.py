@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Generator
 from typing import Any
 
@@ -141,12 +142,16 @@ def agree(one: Tensor, other: Tensor, scale: float | None = None) -> bool:
 
 @contextlib.contextmanager
 def _differentiable(model: nn.Module) -> Generator[None]:
-    """Recurrent modules of cuDNN have no backward in evaluation mode, and fused attention no second derivative."""
+    """Recurrent modules of cuDNN have no backward in evaluation mode, and fused attention no second derivative.
+
+    Inputs need no gradient here, which torch would say of every backward hook that the model has.
+    """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     off = torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext()
-    with off, sdpa_kernel(SDPBackend.MATH):
+    with off, sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
         yield
 
 
