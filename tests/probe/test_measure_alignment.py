@@ -120,6 +120,8 @@ def test_forms_of_data_give_the_same() -> None:
         measure(model, (x, y), loss="cross_entropy"),
         measure(model, DataLoader(TensorDataset(x, y), batch_size=7), loss="cross_entropy"),
         measure(model, {"input": x, "labels": y}, loss=nn.functional.cross_entropy),
+        measure(model, {"input": x, "wanted": y}, targets="wanted", loss="cross_entropy"),
+        measure(model, [(y, x)], targets=0, loss="cross_entropy"),
         measure(model, x.numpy(), targets=y.numpy(), batch_size=6, baseline="init"),
         measure(model, torch.cat([x, x]), targets=torch.cat([y, y]), max_samples=N),
     ):

@@ -69,7 +69,7 @@ def measured_alignment(
     if "tangent_top_eigenvalue" not in wanted:
         return Aligned(samples, found, "", None, "not asked for")
     try:
-        top = float(tangent_eigenpairs(model, data, 1, **given).values[0]) / found.n
+        top = float(tangent_eigenpairs(model, data, 1, targets=options.targets, **given).values[0]) / found.n
     except (InputError, ModelError, RuntimeError) as error:
         return Aligned(samples, found, "", None, _said(error))
     return Aligned(samples, found, "", top)

@@ -214,6 +214,7 @@ def tangent_eigenpairs(
     data: Any,
     k: int,
     *,
+    targets: Any = None,
     layers: str | Sequence[str] | None = None,
     forward: Forward | None = None,
     max_samples: int | None = None,
@@ -230,6 +231,7 @@ def tangent_eigenpairs(
         model: any `torch.nn.Module` with outputs `(n, C)`, or whose outputs `forward` brings into that shape.
         data: as for `measure`.
         k: eigenpairs.
+        targets: as for `measure`, so that what a batch holds of them is no input; they are not used otherwise.
         layers: globs of names of modules that have parameters of their own; all if None.
         forward: `forward(model, batch) → (n, C)`, where calling the model on a batch is not enough.
         max_samples: samples to use at most.
@@ -241,7 +243,7 @@ def tangent_eigenpairs(
         InputError: as `align`; a `k` out of range; an operation that cannot be differentiated twice.
     """
     bare, options, _ = options_of(
-        model, layers="*" if layers is None else layers, targets=None, loss=None, forward=forward,
+        model, layers="*" if layers is None else layers, targets=targets, loss=None, forward=forward,
         max_samples=max_samples, device=device, metrics=None, batch_size=batch_size, max_memory=None,
         jacobian_samples=0, seed=seed,
     )  # fmt: skip
