@@ -249,9 +249,9 @@ def test_processes_train_the_same_networks(tiny: None, made: RunFolder, tmp_path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["leaky-resnet"], "paper: got 'leaky-resnet', expected leaky-resnets"),
-        (["leaky-resnets", "--figure", "1d"], "figure: got '1d', expected one of 1a, 1b"),
-        (["leaky-resnets", "--preset", "papr"], "preset: got 'papr', expected quick, paper, full"),
+        (["leaky-resnet"], "paper: got leaky-resnet, expected leaky-resnets"),
+        (["leaky-resnets", "--figure", "1d"], "figure: got 1d, expected one of 1a, 1b"),
+        (["leaky-resnets", "--preset", "papr"], "preset: got papr, expected quick, paper, full"),
         (["leaky-resnets", "--jobs", "0"], "jobs: got 0, expected at least 1"),
         (["leaky-resnets", "--device", "abacus"], "device"),
     ],
