@@ -104,7 +104,8 @@ def figure_1a(
             rows += [Row("along", label, float(x), float(y), seed=t.seed) for x, y in zip(p, v, strict=True)]
     teacher = np.mean([logs(t) for t in largest], axis=0)
     student = [float(np.mean([_log_singular(t, i) for t in largest])) for i in range(BOTTLENECK)]
-    next_one = float(np.mean([_log_singular(t, BOTTLENECK) for t in largest]))
+    rest = [_log_singular(t, BOTTLENECK) for t in largest if len(t.values("jacobian_log_singular_value")) > BOTTLENECK]
+    beyond = f" (the next one {_list([float(np.mean(rest))], 1)})" if rest else ""
     rank = [float(np.mean([np.median(t.inside("hamiltonian_rank_symmetric")) for t in g])) for g in groups.values()]
     cost = [float(np.mean([t.least_cost() for t in g])) for g in groups.values()]
     behind = {
@@ -125,9 +126,8 @@ def figure_1a(
         _readings_claim(preset, groups, readings, recorded),
         claim("1a", "jacobian", "held" if float(np.abs(teacher).max()) < lts[-1] else "partly",
               f"The teachers' log singular values are {_list(teacher.tolist())} (mean), the students' "
-              f"{_list(student)} at L̃ = {lts[-1]:g} (the next one {_list([next_one], 1)}). They must be small "
-              "against L̃ for −2H/L̃ to count whole dimensions; what costs here is larger: representations shrink "
-              "before and grow along the bottleneck."),
+              f"{_list(student)} at L̃ = {lts[-1]:g}{beyond}. They must be small against L̃ for −2H/L̃ to count whole "
+              "dimensions; what costs here is larger: representations shrink before and grow along the bottleneck."),
     ]  # fmt: skip
     rules = tuple((float(v), f"teacher, log s_{i + 1}") for i, v in enumerate(teacher))
     return PaperFigure(
