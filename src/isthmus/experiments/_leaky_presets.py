@@ -84,15 +84,15 @@ class Preset:
             "samples, inputs and targets centred and normalised (the mean of ‖y‖² is 30). Cost C = mean over samples "
             "of ‖y − f‖², summed over the 30 outputs, plus (λ/2L̃) Σ ρ‖W‖² with λ = 0.03: the paper's λ = 0.001 read "
             "with a cost that averages over outputs (the other readings stand beside Fig 1a). "
-            f"{_trained(self.training)}; for Fig 2 {_trained(self.step_training)}. Every Hamiltonian is read off in "
-            "float64, γ₀ = 0.001 unless said."
+            f"Figs 1 and 3: {_trained(self.training)}, all in float64; Fig 2: {_trained(self.step_training)}, in float32. "
+            "Every Hamiltonian is read off in float64, γ₀ = 0.001 unless said."
         )
 
 
 def _trained(training: tuple[int, int, int]) -> str:
     epochs, sgd, finish = training
     then = f", {sgd} of SGD" if sgd else ""
-    return f"Full batch, {epochs} epochs of Adam (3e-2 falling to 0){then}, then a finish of {finish} iterations"
+    return f"full batch, {epochs} epochs of Adam (3e-2 falling to 0){then}, then a finish of {finish} iterations"
 
 
 PRESETS = {
