@@ -83,9 +83,9 @@ class Preset:
             f"Leaky ResNets of width {self.width} on random teachers, {self.n} Gaussian training and {self.n} test "
             "samples, inputs and targets centred and normalised (the mean of ‖y‖² is 30). Cost C = mean over samples "
             "of ‖y − f‖², summed over the 30 outputs, plus (λ/2L̃) Σ ρ‖W‖² with λ = 0.03: the paper's λ = 0.001 read "
-            "with a cost that averages over outputs (the other readings stand beside Fig 1a). "
-            f"Figs 1 and 3: {_trained(self.training)}, all in float64; Fig 2: {_trained(self.step_training)}, in float32. "
-            "Every Hamiltonian is read off in float64, γ₀ = 0.001 unless said."
+            "with a cost that averages over outputs (the other readings stand beside Fig 1a). Figs 1 and 3: "
+            f"{_trained(self.training)}, all in float64; Fig 2: {_trained(self.step_training)}, in float32. Every "
+            "Hamiltonian is read off in float64, γ₀ = 0.001 unless said."
         )
 
 
