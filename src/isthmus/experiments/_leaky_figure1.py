@@ -254,14 +254,20 @@ def weight_counts(t: Trained) -> tuple[float, float]:
     """Singular values of `W_p` above `L̃/2`: median over p in [0.4, 0.6], and mean of the first and last layer."""
     counts = (t.spectrum("weight") > 0.5 * t.lt).sum(1)
     p, _ = t.along("stationarity")
-    return float(np.median(counts[(p >= 0.4) & (p <= 0.6)])), float((counts[0] + counts[-1]) / 2)
+    return float(np.median(counts[_middle(p)])), float((counts[0] + counts[-1]) / 2)
+
+
+def _middle(p: np.ndarray) -> np.ndarray:
+    """Which positions are in [0.4, 0.6], or nearest to the middle where none is."""
+    inside = (p >= 0.4) & (p <= 0.6)
+    return inside if inside.any() else np.abs(p - 0.5) == np.abs(p - 0.5).min()
 
 
 def _spectrum_count(t: Trained, of: str) -> float:
     s = t.spectrum(of)
     p, _ = t.along("cost_of_identity", "representation", gamma0=GAMMA0S[0])
     counts = (s > 0.1 * s[:, :1]).sum(1)
-    return float(np.median(counts[(p >= 0.4) & (p <= 0.6)]))
+    return float(np.median(counts[_middle(p)]))
 
 
 def figure_1c(preset: Preset, shown: Sequence[Trained]) -> PaperFigure:

@@ -53,10 +53,10 @@ class Row:
 
     panel: str
     series: str
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
+    x: float | int
+    y: float | int
+    low: float | int | None = None
+    high: float | int | None = None
     seed: int | None = None
     n: int | None = None
 
