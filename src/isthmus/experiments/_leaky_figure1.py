@@ -96,7 +96,7 @@ def figure_1a(
             _mean_row("stationarity", "worst layer", lt, [float(t.values("stationarity").max()) for t in group])
         )
         rows += [_mean_row("jacobian", f"student, log s_{i + 1}", lt, [_log_singular(t, i) for t in group])
-                 for i in range(BOTTLENECK + 1)]  # fmt: skip
+                 for i in range(BOTTLENECK)]  # fmt: skip
     largest = groups[lts[-1]]
     for label, group in ((f"L = {preset.depth}", largest), (f"L = {preset.finer}", list(finer))):
         for t in group:
@@ -104,6 +104,8 @@ def figure_1a(
             rows += [Row("along", label, float(x), float(y), seed=t.seed) for x, y in zip(p, v, strict=True)]
     teacher = np.mean([logs(t) for t in largest], axis=0)
     student = [float(np.mean([_log_singular(t, i) for t in largest])) for i in range(BOTTLENECK)]
+    rest = [_log_singular(t, BOTTLENECK) for t in largest if len(t.values("jacobian_log_singular_value")) > BOTTLENECK]
+    beyond = f" (the next one {_list([float(np.mean(rest))], 1)})" if rest else ""
     rank = [float(np.mean([np.median(t.inside("hamiltonian_rank_symmetric")) for t in g])) for g in groups.values()]
     cost = [float(np.mean([t.least_cost() for t in g])) for g in groups.values()]
     behind = {
@@ -124,7 +126,7 @@ def figure_1a(
         _readings_claim(preset, groups, readings, recorded),
         claim("1a", "jacobian", "held" if float(np.abs(teacher).max()) < lts[-1] else "partly",
               f"The teachers' log singular values are {_list(teacher.tolist())} (mean), the students' "
-              f"{_list(student)} at L̃ = {lts[-1]:g}. They must be small against L̃ for −2H/L̃ to count whole "
+              f"{_list(student)} at L̃ = {lts[-1]:g}{beyond}. They must be small against L̃ for −2H/L̃ to count whole "
               "dimensions; what costs here is larger: representations shrink before and grow along the bottleneck."),
     ]  # fmt: skip
     rules = tuple((float(v), f"teacher, log s_{i + 1}") for i, v in enumerate(teacher))
@@ -252,14 +254,20 @@ def weight_counts(t: Trained) -> tuple[float, float]:
     """Singular values of `W_p` above `L̃/2`: median over p in [0.4, 0.6], and mean of the first and last layer."""
     counts = (t.spectrum("weight") > 0.5 * t.lt).sum(1)
     p, _ = t.along("stationarity")
-    return float(np.median(counts[(p >= 0.4) & (p <= 0.6)])), float((counts[0] + counts[-1]) / 2)
+    return float(np.median(counts[_middle(p)])), float((counts[0] + counts[-1]) / 2)
+
+
+def _middle(p: np.ndarray) -> np.ndarray:
+    """Which positions are in [0.4, 0.6], or nearest to the middle where none is."""
+    inside = (p >= 0.4) & (p <= 0.6)
+    return inside if inside.any() else np.abs(p - 0.5) == np.abs(p - 0.5).min()
 
 
 def _spectrum_count(t: Trained, of: str) -> float:
     s = t.spectrum(of)
     p, _ = t.along("cost_of_identity", "representation", gamma0=GAMMA0S[0])
     counts = (s > 0.1 * s[:, :1]).sum(1)
-    return float(np.median(counts[(p >= 0.4) & (p <= 0.6)]))
+    return float(np.median(counts[_middle(p)]))
 
 
 def figure_1c(preset: Preset, shown: Sequence[Trained]) -> PaperFigure:

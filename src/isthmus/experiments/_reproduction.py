@@ -53,10 +53,10 @@ class Row:
 
     panel: str
     series: str
-    x: float
-    y: float
-    low: float | None = None
-    high: float | None = None
+    x: float | int
+    y: float | int
+    low: float | int | None = None
+    high: float | int | None = None
     seed: int | None = None
     n: int | None = None
 
@@ -97,7 +97,7 @@ class PaperFigure:
 
 
 def claim(
-    key: str, name: str, holds: Holds, text: str, rows: Sequence[int] = (), **values: float | str | None
+    key: str, name: str, holds: Holds, text: str, rows: Sequence[int] = (), **values: float | int | str | None
 ) -> Claim:
     """What became of one claim of a figure; `text` says it with numbers."""
     return Claim(f"{key}/{name}", text, _LEVELS[holds], tuple(rows), {"holds": holds, **values})

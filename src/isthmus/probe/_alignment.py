@@ -213,8 +213,8 @@ def align(
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
         >>> found = align(net, torch.randn(40, 4), targets=torch.arange(40) % 2, progress=False)
-        >>> [layer.name for layer in found.layers]
-        ['0', '2']
+        >>> len(found.layers)
+        2
     """
     if method not in METHODS:
         raise InputError("method", method, f"one of {', '.join(METHODS)}")

@@ -302,6 +302,8 @@ def fit(
         ended = finish(model, x, y, loss=config.loss, ridge=config.ridge, iterations=config.finish,
                        tolerance=config.stationarity_tolerance, seed=config.seed, progress=watch)  # fmt: skip
         epoch = first + ended.iterations
+        if progress is not None and epoch < whole:  # it could not be lowered any further
+            progress(whole, whole, None)
         if ended.residual < config.stationarity_tolerance:
             stopped = "stationarity"
 
