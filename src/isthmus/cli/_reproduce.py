@@ -59,8 +59,6 @@ def reproduce(
     check_device(device)
     budget, keys = check_preset(preset).budget, check_figures(figure)
     processes = jobs if jobs is not None else (os.cpu_count() or 1) if device == "cpu" else 1
-    if processes < 1:
-        raise InputError("jobs", jobs, "at least 1 process")
     folder = out if out is not None else Path("runs") / f"reproduce-{paper}-{preset}"
     notes = Console(stderr=True)
     if not quiet:

@@ -11,12 +11,11 @@ import numpy as np
 from isthmus._records import Claim, MetricTable
 from isthmus.experiments._leaky_networks import Trained
 from isthmus.experiments._leaky_presets import BOTTLENECK, RIDGE, Preset
-from isthmus.experiments._reproduction import Holds, Panel, PaperFigure, Row, claim, graded
+from isthmus.experiments._reproduction import SHOWN_VALUES, Holds, Panel, PaperFigure, Row, claim, graded, spectrum_rows
 from isthmus.geometry import GAMMA0S
 
 _LT = "effective depth L̃"
 _P = "depth p"
-_SHOWN_VALUES = 12
 
 
 def _mean_row(panel: str, series: str, x: float, values: Sequence[float]) -> Row:
@@ -37,12 +36,12 @@ def summary_rows(table: MetricTable, t: Trained) -> dict[str, int]:
     """Rows of the reproduction's table for one network; returns their numbers by short name."""
     note = f"network {t.network.name}"
     numbers: dict[str, tuple[str, float]] = {
-        "rank": ("hamiltonian_rank_symmetric", float(np.median(t.inside("hamiltonian_rank_symmetric")))),
+        "rank": ("hamiltonian_rank_symmetric", t.rank),
         "pair": ("hamiltonian_rank", float(np.median(t.inside("hamiltonian_rank")))),
         "stable": ("hamiltonian_rank_stable",
                    float(np.median(t.inside("hamiltonian_rank_stable", gamma0=GAMMA0S[0])))),
         "cost": ("cost_of_identity", t.least_cost()),
-        "stationarity": ("stationarity", float(np.median(t.values("stationarity")))),
+        "stationarity": ("stationarity", t.residual),
         **{name: (f"bound_{name}", t.scalar(f"bound_{name}")) for name in ("lower", "upper", "slack")},
         "balance": ("balance", float(t.values("balance").max())),
         "negative": ("negative_fraction", float(np.median(t.inside("negative_fraction", 0.3, 0.7)))),
@@ -89,9 +88,7 @@ def figure_1a(
         rows.append(_mean_row("rank", "−2H_γ/L̃, stable", lt, stable))
         rows += [_mean_row("rank", f"least COI, γ₀ = {gamma0:g}", lt, [t.least_cost(gamma0) for t in group])
                  for gamma0 in GAMMA0S]  # fmt: skip
-        rows.append(
-            _mean_row("stationarity", "median layer", lt, [float(np.median(t.values("stationarity"))) for t in group])
-        )
+        rows.append(_mean_row("stationarity", "median layer", lt, [t.residual for t in group]))
         rows.append(
             _mean_row("stationarity", "worst layer", lt, [float(t.values("stationarity").max()) for t in group])
         )
@@ -106,7 +103,7 @@ def figure_1a(
     student = [float(np.mean([_log_singular(t, i) for t in largest])) for i in range(BOTTLENECK)]
     rest = [_log_singular(t, BOTTLENECK) for t in largest if len(t.values("jacobian_log_singular_value")) > BOTTLENECK]
     beyond = f" (the next one {_list([float(np.mean(rest))], 1)})" if rest else ""
-    rank = [float(np.mean([np.median(t.inside("hamiltonian_rank_symmetric")) for t in g])) for g in groups.values()]
+    rank = [float(np.mean([t.rank for t in g])) for g in groups.values()]
     cost = [float(np.mean([t.least_cost() for t in g])) for g in groups.values()]
     behind = {
         name: [recorded[t.network.name][name] for t in main] for name in ("rank", "cost", "stationarity", "upper")
@@ -115,8 +112,7 @@ def figure_1a(
     claims = [
         claim("1a", "from-below", _approach(rank, below=True),
               f"−2H/L̃ (symmetric, median over p in [0.1, 0.9], mean of {len(largest)} seeds) is {_list(rank)} {at}; "
-              "the "
-              f"paper: it rises to k* = {BOTTLENECK} from below.", behind["rank"], last=rank[-1]),
+              f"the paper: it rises to k* = {BOTTLENECK} from below.", behind["rank"], last=rank[-1]),
         claim("1a", "from-above", _approach(cost, below=False),
               f"The least cost of identity along the path (γ₀ = 0.001) is {_list(cost)} {at}; the paper: it falls to "
               f"k* = {BOTTLENECK} from above.", behind["cost"], last=cost[-1]),
@@ -151,7 +147,7 @@ def figure_1a(
 
 
 def _stationarity_claim(groups: dict[float, list[Trained]], behind: Sequence[int]) -> Claim:
-    medians = {lt: [float(np.median(t.values("stationarity"))) for t in g] for lt, g in groups.items()}
+    medians = {lt: [t.residual for t in g] for lt, g in groups.items()}
     worst = max(float(np.median(v)) for v in medians.values())
     text = "; ".join(f"{lt:g}: {_list(v, 3)}" for lt, v in medians.items())
     return claim("1a", "stationarity", graded(worst, held=0.05, partly=0.15),
@@ -195,9 +191,9 @@ def _readings_claim(
     recorded: dict[str, dict[str, int]],
 ) -> Claim:  # fmt: skip
     def says(group: Sequence[Trained]) -> str:
-        rank = _list([float(np.median(t.inside("hamiltonian_rank_symmetric"))) for t in group])
+        rank = _list([t.rank for t in group])
         cost = _list([t.least_cost() for t in group])
-        residual = _list([float(np.median(t.values("stationarity"))) for t in group])
+        residual = _list([t.residual for t in group])
         test = _list([t.loss("test") for t in group])
         return f"−2H/L̃ {rank}, least COI {cost}, test error {test}, residual {residual}"
 
@@ -220,9 +216,7 @@ def figure_1b(preset: Preset, shown: Sequence[Trained]) -> PaperFigure:
         ("centred", first.spectrum("representation_centred"), nodes),
         ("weight", first.spectrum("weight"), layers),
     ):
-        for i in range(min(_SHOWN_VALUES, spectrum.shape[1])):
-            rows += [Row(panel, f"s{i + 1}", float(x), float(v), seed=first.seed)
-                     for x, v in zip(at, spectrum[:, i], strict=True)]  # fmt: skip
+        rows += spectrum_rows(panel, at, spectrum, first.seed)
     counts = [weight_counts(t) for t in shown]
     middle, ends = [c[0] for c in counts], [c[1] for c in counts]
     centred = [_spectrum_count(t, "representation_centred") for t in shown]
@@ -232,7 +226,7 @@ def figure_1b(preset: Preset, shown: Sequence[Trained]) -> PaperFigure:
     return PaperFigure(
         "1b", f"Singular values along the path at L̃ = {preset.shown:g}",
         "Singular values of A_p and of W_p against p: 3 large ones in the middle, more at both ends.",
-        f"The networks of Fig 1a at L̃ = {preset.shown:g}; charts of seed {first.seed}, the {_SHOWN_VALUES} largest "
+        f"The networks of Fig 1a at L̃ = {preset.shown:g}; charts of seed {first.seed}, the {SHOWN_VALUES} largest "
         "values; counts of all seeds.",
         (
             Panel("weight", "Weights W_p", _P, "singular value",
@@ -252,7 +246,7 @@ def figure_1b(preset: Preset, shown: Sequence[Trained]) -> PaperFigure:
 
 def weight_counts(t: Trained) -> tuple[float, float]:
     """Singular values of `W_p` above `L̃/2`: median over p in [0.4, 0.6], and mean of the first and last layer."""
-    counts = (t.spectrum("weight") > 0.5 * t.lt).sum(1)
+    counts = t.weight_counts
     p, _ = t.along("stationarity")
     return float(np.median(counts[_middle(p)])), float((counts[0] + counts[-1]) / 2)
 
@@ -280,13 +274,13 @@ def figure_1c(preset: Preset, shown: Sequence[Trained]) -> PaperFigure:
         nodes, cost = t.along("cost_of_identity", "representation", gamma0=GAMMA0S[0])
         _, stable = t.along("hamiltonian_stable", gamma0=GAMMA0S[0])
         for name, x, y in (("Hamiltonian, symmetric", p, h), ("Hamiltonian, stable", steps, stable),
-                           ("kinetic energy", steps, kinetic), ("potential energy "
-                                                                "−(L̃/2)·COI", nodes, -t.lt / 2 * cost)):  # fmt: skip
+                           ("kinetic energy", steps, kinetic),
+                           ("potential energy −(L̃/2)·COI", nodes, -t.lt / 2 * cost)):  # fmt: skip
             rows += [Row("energies", name, float(a), float(b), seed=t.seed) for a, b in zip(x, y, strict=True)]
         inner = (steps >= 0.1) & (steps <= 0.9)
         parts = max(float(np.ptp(kinetic[inner])), float(np.ptp(t.lt / 2 * cost[:-1][inner])))
         ratios.append(parts / float(np.ptp(h[inner])))
-    residual = [float(np.median(t.values("stationarity"))) for t in shown]
+    residual = [t.residual for t in shown]
     worst = min(ratios)
     return PaperFigure(
         "1c", f"Energies along the path at L̃ = {preset.shown:g}",

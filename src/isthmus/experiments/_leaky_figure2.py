@@ -10,11 +10,10 @@ import scipy.stats
 
 from isthmus.experiments._leaky_networks import Trained
 from isthmus.experiments._leaky_presets import SCHEMES, Preset
-from isthmus.experiments._reproduction import Holds, Panel, PaperFigure, Row, claim, graded
+from isthmus.experiments._reproduction import Holds, Panel, PaperFigure, Row, claim, graded, spectrum_rows
 from isthmus.geometry import GAMMA0S
 
 _P = "depth p"
-_SHOWN_VALUES = 12
 _SETTING = "Teacher 30→6→3→30 of three ResNets, L̃ = 3"
 
 StepNetworks = Mapping[tuple[int, str], Sequence[Trained]]
@@ -57,7 +56,7 @@ def figure_2a(preset: Preset, networks: StepNetworks) -> PaperFigure:
             for panel, values in (
                 ("test", [t.loss("test") for t in networks[depth, scheme]]),
                 ("objective", [float(t.run.run["objective"]) for t in networks[depth, scheme]]),
-                ("stationarity", [float(np.median(t.values("stationarity"))) for t in networks[depth, scheme]]),
+                ("stationarity", [t.residual for t in networks[depth, scheme]]),
             ):
                 error = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
                 mean = float(np.mean(values))
@@ -99,14 +98,11 @@ def figure_2b(preset: Preset, networks: StepNetworks) -> PaperFigure:
     group = networks[preset.shown_depth, "adaptive"]
     first = group[0]
     p, _ = first.along("stationarity")
-    spectrum = first.spectrum("weight")
-    rows = [Row("weight", f"s{i + 1}", float(x), float(v), seed=first.seed)
-            for i in range(min(_SHOWN_VALUES, spectrum.shape[1]))
-            for x, v in zip(p, spectrum[:, i], strict=True)]  # fmt: skip
+    rows = spectrum_rows("weight", p, first.spectrum("weight"), first.seed)
     at, least = [], []
     for t in group:
         where, _ = t.along("stationarity")
-        counts = (t.spectrum("weight") > 0.5 * t.lt).sum(1)
+        counts = t.weight_counts
         rows += [Row("count", "singular values of W above L̃/2", float(x), float(c), seed=t.seed)
                  for x, c in zip(where, counts, strict=True)]  # fmt: skip
         at.append(float(counts[int(np.abs(where - 0.3).argmin())]))

@@ -114,6 +114,21 @@ class Trained:
         chosen = (p >= low) & (p <= high)
         return v[chosen] if chosen.any() else v[[int(np.abs(p - 0.5).argmin())]]
 
+    @property
+    def rank(self) -> float:
+        """Median of the symmetric `−2H/L̃` over p in [0.1, 0.9]."""
+        return float(np.median(self.inside("hamiltonian_rank_symmetric")))
+
+    @property
+    def residual(self) -> float:
+        """Stationarity residual of the median layer."""
+        return float(np.median(self.values("stationarity")))
+
+    @property
+    def weight_counts(self) -> np.ndarray:
+        """Singular values of `W_ℓ` above `L̃/2`, by layer."""
+        return (self.spectrum("weight") > 0.5 * self.lt).sum(1)
+
     def loss(self, split: str) -> float:
         """Data term at the end of training."""
         rows = self.table.filter((pl.col("metric") == "loss") & (pl.col("split") == split)).sort("step")
@@ -122,6 +137,12 @@ class Trained:
     def spectrum(self, of: str) -> np.ndarray:
         """Singular values, `(nodes or layers, width)`: of `weight`, `representation` or `representation_centred`."""
         return self.run.arrays()[f"spectra/{of}"]
+
+
+def check_jobs(jobs: int) -> None:
+    """Raises `InputError` for fewer than one process."""
+    if jobs < 1:
+        raise InputError("jobs", jobs, "at least 1 process")
 
 
 def train_networks(
@@ -141,8 +162,7 @@ def train_networks(
         InputError: fewer than 1 job.
         DivergedError: some networks could not be trained; the others are kept.
     """
-    if jobs < 1:
-        raise InputError("jobs", jobs, "at least 1 process")
+    check_jobs(jobs)
     folder.mkdir(parents=True, exist_ok=True)
     unique = {network.name: network for network in networks}
     missing = [network for network in unique.values() if not _complete(folder / network.name)]

@@ -15,7 +15,7 @@ from isthmus._errors import InputError, RunFolderError, near_name_hint
 from isthmus._records import MetricTable, RunFolder, check_new_folder
 from isthmus.experiments._leaky_figure1 import figure_1a, figure_1b, figure_1c, figure_3
 from isthmus.experiments._leaky_figure2 import StepNetworks, figure_2a, figure_2b, figure_2c
-from isthmus.experiments._leaky_networks import Network, Progress, Trained, train_networks
+from isthmus.experiments._leaky_networks import Network, Progress, Trained, check_jobs, train_networks
 from isthmus.experiments._leaky_presets import BOTTLENECK, PAPER_RIDGE, PRESETS, RIDGE, SCHEMES, Preset
 from isthmus.experiments._reproduction import PaperFigure, write_reproduction
 from isthmus.experiments._sources import task_from_source
@@ -134,19 +134,19 @@ def reproduce_leaky_resnets(
         progress: called when a network is done.
 
     Raises:
-        InputError: an unknown preset or figure.
+        InputError: an unknown preset or figure, or fewer than 1 job.
         RunFolderError: something else is in the folder.
         DivergedError: some networks could not be trained; the others are kept.
     """
     chosen, keys = check_preset(preset), check_figures(figures)
+    check_jobs(jobs)
     needs = _needs(chosen, keys, device)
     configuration = {"paper": _KIND, "preset": preset, "figures": list(keys), "device": device}
     run = _folder(Path(out), configuration)
-    networks = run.path / "networks"
     try:
-        train_networks(needs.all(), networks, jobs=jobs, progress=progress)
+        trained = train_networks(needs.all(), run.path / "networks", jobs=jobs, progress=progress)
         table = MetricTable()
-        made = _figures(chosen, keys, needs, networks, table)
+        made = _figures(chosen, keys, needs, {t.network.name: t for t in trained}, table)
         write_reproduction(run, made, table, about={
             "paper": PAPER, "preset": preset, "setting": chosen.setting,
             "machine": f"{os.cpu_count()} cores ({platform.machine()}), {jobs} processes, {device}, torch "
@@ -180,9 +180,11 @@ def _folder(path: Path, configuration: Mapping[str, object]) -> RunFolder:
     )  # fmt: skip
 
 
-def _figures(preset: Preset, keys: Sequence[str], needs: _Needs, folder: Path, table: MetricTable) -> list[PaperFigure]:
+def _figures(
+    preset: Preset, keys: Sequence[str], needs: _Needs, trained: Mapping[str, Trained], table: MetricTable
+) -> list[PaperFigure]:
     def opened(group: Sequence[Network]) -> list[Trained]:
-        return [Trained.open(network, folder) for network in group]
+        return [trained[network.name] for network in group]
 
     main = opened(needs.main)
     shown = [t for t in main if t.lt == preset.shown]

@@ -8,9 +8,14 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from isthmus._records import Claim, MetricTable, RunFolder, write_whole
 
 Holds = Literal["held", "partly", "not", "not judged"]
+
+SHOWN_VALUES = 12
+"""Singular values that a chart of spectra shows."""
 
 COLUMNS = ("panel", "series", "x", "y", "low", "high", "seed", "n")
 """Columns of `figures/<key>.csv`."""
@@ -106,6 +111,15 @@ def claim(
 def graded(value: float, *, held: float, partly: float) -> Holds:
     """`held` up to the first limit, `partly` up to the second, else `not`; the smaller the better."""
     return "held" if value <= held else "partly" if value <= partly else "not"
+
+
+def spectrum_rows(panel: str, positions: np.ndarray, spectrum: np.ndarray, seed: int) -> list[Row]:
+    """The largest singular values along the path as series `s1`, `s2`, …; `spectrum` is `(positions, values)`."""
+    return [
+        Row(panel, f"s{i + 1}", float(x), float(v), seed=seed)
+        for i in range(min(SHOWN_VALUES, spectrum.shape[1]))
+        for x, v in zip(positions, spectrum[:, i], strict=True)
+    ]
 
 
 def write_reproduction(
