@@ -197,6 +197,17 @@ def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
+def fresh_folder(name: str) -> Path:
+    """A folder under `runs/` that does not exist yet, named after the command and the time."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs") / f"{name}-{stamp}"
+    again = 1
+    while folder.exists():
+        again += 1
+        folder = Path("runs") / f"{name}-{stamp}-{again}"
+    return folder
+
+
 def check_new_folder(path: str | os.PathLike[str], argument: str = "out") -> Path:
     """Check, writing nothing, that a run folder can be made at `path`.
 

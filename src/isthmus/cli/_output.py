@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +19,9 @@ _MARK = {"finding": "[green]•[/green]", "caution": "[yellow]![/yellow]", "none
 
 def fresh_folder(name: str) -> Path:
     """A folder under `runs/` that does not exist yet, named after the command and the time."""
-    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = Path("runs") / f"{name}-{stamp}"
-    again = 1
-    while folder.exists():
-        again += 1
-        folder = Path("runs") / f"{name}-{stamp}-{again}"
-    return folder
+    from isthmus._records import fresh_folder as fresh  # not before it is needed: it imports polars
+
+    return fresh(name)
 
 
 @contextmanager

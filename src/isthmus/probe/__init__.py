@@ -22,6 +22,11 @@ from isthmus.probe._measure import path_series as path_series
 from isthmus.probe._measure import record_series as record_series
 from isthmus.probe._measurement import Measurement as Measurement
 from isthmus.probe._model import measure as measure
+from isthmus.probe._monitor import Monitor as Monitor
+from isthmus.probe._monitor import MonitorWarning as MonitorWarning
+from isthmus.probe._pretrained import Pretrained as Pretrained
+from isthmus.probe._pretrained import load_pretrained as load_pretrained
+from isthmus.probe._pretrained_samples import PretrainedSamples as PretrainedSamples
 from isthmus.probe._probe import MeanLoss as MeanLoss
 from isthmus.probe._probe import path_momenta as path_momenta
 from isthmus.probe._probe import probe_path as probe_path

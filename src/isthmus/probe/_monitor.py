@@ -1,0 +1,364 @@
+"""`Monitor`: a model measured while it trains, for a bounded share of the training time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Collection, Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import polars as pl
+import torch
+from rich.console import Console
+from rich.markup import escape
+from torch import Tensor, nn
+
+from isthmus._errors import InputError
+from isthmus._records import fresh_folder
+from isthmus.models import LeakyResNet
+from isthmus.probe import _monitor_schedule
+from isthmus.probe._aligned import check_alignment_samples
+from isthmus.probe._measurement import Measurement
+from isthmus.probe._model import measure
+from isthmus.probe._monitor_folder import COMMAND, MonitorFolder
+from isthmus.probe._monitor_probe import held_probe
+from isthmus.probe._monitor_scalars import Scalars, require_tensorboard
+from isthmus.probe._monitor_schedule import Ledger, Schedule
+from isthmus.probe._one import Forward, unwrapped
+from isthmus.probe._select import BLOCKS
+from isthmus.report import write_page
+
+MONITORED = (
+    "observations", "numerical_rank", "stable_rank", "nuclear_rank", "participation_ratio", "effective_rank",
+    "participation_ratio_centred", "cost_of_identity", "relative_move", "weight_norm_sq", "alignment", "loss",
+    "bottleneck_rank",
+)  # fmt: skip
+"""What a `Monitor` measures unless told otherwise: one forward pass, spectra, and the alignment."""
+
+Observer = Callable[[int, nn.Module, Measurement], None]
+"""`(step, model, measurement)`, called after every measurement; its time counts."""
+
+_LONGEST_REASON = 300
+
+
+class MonitorWarning(UserWarning):
+    """A measurement during training failed; the training goes on."""
+
+
+class Monitor:
+    """Measures a model while it trains: two lines in a training loop, a run folder and a page afterwards.
+
+    The model is measured (`measure`) when the monitor is made, at the steps of a schedule, and at the end, always on
+    the same samples, which are copied when the monitor is made. A measurement leaves the model as it was: training
+    with a monitor gives the same weights as without. Every measurement is written to the run folder at once.
+
+    A measurement that is due and would take the measuring above `budget` waits until it fits. Only the first and the
+    last happen whatever they cost. One that fails is recorded with its reason, warned about once, and the training
+    goes on. In a distributed training only rank 0 measures.
+
+    Args:
+        model: any `torch.nn.Module`; wrappers for data parallelism and compilation are taken off.
+        probe_data: samples to measure, in any form that `measure` takes.
+        targets: of the loss, as for `measure`.
+        loss: as for `measure`; without one (and without a tensor of targets) there is no alignment.
+        forward: `forward(model, batch) → outputs`, where calling the model on a batch is not enough.
+        layers: as for `measure`.
+        schedule: `"log"`: steps 1, 2, 3, …, 8, 10, 12, 14, 16, 20, …, four in each doubling; a whole number: every so
+            many steps; or the steps themselves.
+        metrics: names of metrics; unless given the ranks, cost of identity, relative moves, loss, and the alignment
+            where there are targets.
+        budget: share of the training time that measuring may take, above 0 and at most 1.
+        out: the run folder; a fresh one under `runs/`, if None.
+        resume: go on with `out` where it holds a monitored training; make this monitor after the checkpoint is loaded.
+        first_step: step at which the training begins or goes on; what was measured there or later is dropped. 0 if
+            None, or the last measured step of a folder that is resumed.
+        max_samples: samples of `probe_data` to use at most.
+        alignment_samples: how many of them for the alignment; 0 for none.
+        batch_size: samples per batch of data that are not batched yet.
+        max_memory: bytes that all second moments may take; half of what is free, if None.
+        device: where to measure; where the model is, if None.
+        tensorboard: write every number to `tensorboard/` in the run folder, too, under the tag `metric/layer`.
+        progress: say on stderr, at the end, where the page is.
+        seed: of random states during a measurement.
+
+    Attributes:
+        observers: called as `(step, model, measurement)` after every measurement.
+        path: the run folder.
+
+    Raises:
+        InputError: what cannot be used, said before anything is written: data that do not fit, a schedule that does
+            not increase, a budget outside (0, 1], a folder that is not empty.
+        ModelError: the model raised an error on the data.
+
+    Example:
+        >>> import tempfile
+        >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x, y = torch.randn(64, 4), torch.randint(0, 2, (64,))
+        >>> optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> with tempfile.TemporaryDirectory() as runs:
+        ...     monitor = Monitor(net, x, targets=y, out=f"{runs}/net", progress=False)
+        ...     for _ in range(4):
+        ...         loss = torch.nn.functional.cross_entropy(net(x), y)
+        ...         optimiser.zero_grad()
+        ...         loss.backward()
+        ...         optimiser.step()
+        ...         _ = monitor.step(loss)
+        ...     _ = monitor.finish()
+        >>> monitor.steps[0], monitor.steps[-1]
+        (0, 4)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        probe_data: Any,
+        *,
+        targets: Any = None,
+        loss: Any = None,
+        forward: Forward | None = None,
+        layers: str | Sequence[str] = BLOCKS,
+        schedule: str | int | Sequence[int] = "log",
+        metrics: Collection[str] | None = None,
+        budget: float | int = 0.05,
+        out: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        first_step: int | None = None,
+        max_samples: int | None = 256,
+        alignment_samples: int = 32,
+        batch_size: int | None = None,
+        max_memory: float | int | None = None,
+        device: torch.device | str | None = None,
+        tensorboard: bool = False,
+        progress: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.observers: list[Observer] = []
+        self._schedule, self._model, self._progress = Schedule(schedule), model, progress
+        self._ledger = Ledger(budget)
+        if first_step is not None and (isinstance(first_step, bool) or first_step < 0):
+            raise InputError("first_step", first_step, "a step that is not negative")
+        if resume and out is None:
+            raise InputError("out", None, "the folder to go on with, for resume=True")
+        bare, _ = unwrapped(model)
+        check_alignment_samples(alignment_samples)
+        if tensorboard:
+            require_tensorboard()
+        leaky = isinstance(bare, LeakyResNet) and forward is None and layers == BLOCKS
+        if metrics is None and not leaky:
+            metrics = MONITORED
+        self._active = rank_of_process() == 0
+        self._closed, self._warned, self._postponed = False, False, 0
+        self._due = False
+        self._loss: Any = None
+        self._losses = 0
+        self.path = Path(out) if out is not None else fresh_folder(COMMAND)
+        self._folder = MonitorFolder(self.path, resume=resume, first_step=first_step) if self._active else None
+        self._scalars: Scalars | None = None
+        self._at = (first_step or 0) if self._folder is None else self._folder.first_step
+        if self._folder is None:
+            return
+        if before := self._folder.before:
+            self._ledger = Ledger(budget, training=before["seconds_training"], measuring=before["seconds_measuring"])
+            self._postponed = int(before["postponed"])
+        samples, held_targets = held_probe(bare, probe_data, targets=targets, own_forward=forward is not None,
+                                           max_samples=max_samples, batch_size=batch_size, seed=seed)  # fmt: skip
+        self._configuration: dict[str, Any] = {
+            "schedule": self._schedule.record(), "budget": self._ledger.budget, "max_samples": max_samples,
+            "alignment_samples": alignment_samples,
+        }  # fmt: skip
+        self._options: dict[str, Any] = {
+            "targets": held_targets, "loss": loss, "forward": forward, "layers": layers, "metrics": metrics,
+            "max_memory": max_memory, "device": device, "seed": seed, "jacobian_samples": 0,
+            "alignment_samples": alignment_samples, "progress": False,
+        }  # fmt: skip
+        self._samples = samples
+        start = self._start_clock()
+        found = self._measured()
+        if tensorboard:
+            self._scalars = Scalars(self.path / "tensorboard")
+        self._keep(found, start)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps that have been measured, those that failed left out."""
+        return [] if self._folder is None else list(self._folder.steps)
+
+    @property
+    def share(self) -> float | None:
+        """Time spent measuring over time spent training, so far; None before the second step."""
+        return self._ledger.share
+
+    @property
+    def table(self) -> pl.DataFrame:
+        """Every number so far, one per row, with the training step in the column `step`.
+
+        Raises:
+            InputError: on a process that does not measure.
+        """
+        return self._measuring().table
+
+    def step(self, loss: Tensor | float | int | None = None, *, step: int | None = None) -> Measurement | None:
+        """Count one step of the optimiser, and measure where that is due and within the budget.
+
+        Args:
+            loss: of this training step. The mean over the steps since the last measurement is recorded; a tensor is
+                not waited for until then.
+            step: number of the step; one more than the step before, if None.
+
+        Returns:
+            What was measured now, or None.
+
+        Raises:
+            InputError: a step that does not come after the one before, or a monitor that is finished.
+        """
+        if self._closed:
+            raise InputError("step", self._at if step is None else step, "no step after finish()",
+                             "make another Monitor for another training")  # fmt: skip
+        now = self._at + 1 if step is None else step
+        if now <= self._at:
+            raise InputError("step", now, f"a step after {self._at}",
+                             "call it once for each step of the optimiser")  # fmt: skip
+        before, self._at = self._at, now
+        if self._folder is None:
+            return None
+        self._ledger.stepped()
+        if loss is not None:
+            if isinstance(loss, Tensor) and loss.numel() != 1:
+                raise InputError("loss", f"a tensor of shape {tuple(loss.shape)}", "one number, the mean of the batch")
+            value = loss.detach().float() if isinstance(loss, Tensor) else float(loss)
+            self._loss, self._losses = value if self._loss is None else self._loss + value, self._losses + 1
+        reached = self._schedule.count(before, now)
+        self._due = self._due or reached > 0
+        if not self._due:
+            return None
+        if not self._ledger.fits():
+            self._postponed += reached
+            return None
+        return self._try(now)
+
+    def finish(self, status: str = "complete") -> Path:
+        """Measure a last time, write the page, and return its path. A second call does nothing.
+
+        Args:
+            status: of the run, for the record; only a `complete` one is measured a last time.
+        """
+        if not self._closed and self._folder is not None:
+            if status == "complete" and self._at not in (*self._folder.steps[-1:], *self._folder.failed):
+                self._try(self._at)
+            self._closed = True
+            with self._guarded("the run folder could not be completed"):
+                self._write(status)
+                if self._scalars is not None:
+                    self._scalars.close()
+                write_page(self.path)
+                self._say()
+        self._closed = True
+        return self.path / "report.html"
+
+    def report(self) -> Path:
+        """Write the page of what has been measured so far, and return its path.
+
+        Raises:
+            InputError: on a process that does not measure.
+        """
+        self._measuring()
+        return write_page(self.path)
+
+    def __enter__(self) -> Monitor:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:  # fmt: skip
+        if error is None:
+            self.finish()
+        else:
+            self.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed")
+
+    def _measuring(self) -> MonitorFolder:
+        if self._folder is None:
+            raise InputError("monitor", f"rank {rank_of_process()}", "rank 0, the only process that measures")
+        return self._folder
+
+    def _start_clock(self) -> float:
+        for device in {p.device for p in self._model.parameters() if p.device.type == "cuda"}:
+            torch.cuda.synchronize(device)  # what the training has asked for is not the measurement's to pay for
+        return _monitor_schedule.clock()
+
+    def _measured(self) -> Measurement:
+        """One measurement, in the precision of the weights whatever autocast surrounds the training step."""
+        kind = next((p.device.type for p in self._model.parameters()), "cpu")
+        with torch.autocast(kind, enabled=False):
+            return measure(self._model, self._samples, **self._options)
+
+    def _try(self, step: int) -> Measurement | None:
+        """Measure in the middle of a training, which goes on whatever happens."""
+        folder = self._measuring()
+        start = self._start_clock()
+        found: Measurement | None = None
+        self._due = False
+        try:
+            found = self._measured()
+        except Exception as error:  # noqa: BLE001 - a model that trains must not be stopped by one that looks at it
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+            folder.fail(step, reason)
+            self._warn(f"step {step} could not be measured ({reason})")
+        with self._guarded(f"the measurement of step {step} could not be kept"):
+            self._keep(found, start, step)
+        return found
+
+    def _keep(self, found: Measurement | None, start: float, step: int | None = None) -> None:
+        folder, at = self._measuring(), self._at if step is None else step
+        if self._losses:
+            note = f"mean over {self._losses} training steps"
+            folder.add_loss(at, float(self._loss) / self._losses, self._losses, note)
+            self._loss, self._losses = None, 0
+        try:
+            if found is not None:
+                rows = folder.add(at, found)
+                for observer in self.observers:
+                    observer(at, self._model, found)
+                if self._scalars is not None:
+                    self._scalars.add(at, rows)
+            self._write("running", _monitor_schedule.clock() - start)
+        finally:
+            self._ledger.measured(start)
+
+    def _write(self, status: str, now: float = 0.0) -> None:
+        """Write the folder; `now` are the seconds of the measurement that is not counted yet."""
+        training, measuring = self._ledger.training, self._ledger.measuring + now
+        said = {
+            "postponed": self._postponed, "budget": self._ledger.budget,
+            "share": measuring / training if training > 0 else None, "seconds_measuring": measuring,
+            "seconds_training": training, "last_step": self._at,
+        }  # fmt: skip
+        self._measuring().write(said, self._configuration, status=status)
+
+    @contextlib.contextmanager
+    def _guarded(self, what: str) -> Generator[None]:
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - the same
+            self._warn(f"{what} ({' '.join(f'{type(error).__name__}: {error}'.split())[:_LONGEST_REASON]})")
+
+    def _warn(self, text: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{text}; the training goes on, and this is said once", MonitorWarning, stacklevel=4)
+
+    def _say(self) -> None:
+        if not self._progress:
+            return
+        share = self._ledger.share
+        cost = "" if share is None else f", {share:.1%} of the training time"
+        text = f"isthmus: {len(self.steps)} steps measured{cost}; page: {self.path / 'report.html'}"
+        Console(stderr=True).print(escape(text), highlight=False, soft_wrap=True)
+
+
+def rank_of_process() -> int:
+    """Rank of this process in a distributed training; 0 where there is none."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0

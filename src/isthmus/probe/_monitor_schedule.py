@@ -1,0 +1,136 @@
+"""When a training is measured: at steps of a schedule, as far as a share of the training time allows."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import operator
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+from isthmus._errors import InputError
+
+clock: Callable[[], float] = time.perf_counter
+"""Seconds; the tests put their own in its place."""
+
+_PER_OCTAVE = 4
+
+
+class Schedule:
+    """Steps at which a measurement is due.
+
+    Args:
+        given: `"log"`: 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …: four in each doubling; a whole number `k`: every
+            `k` steps; or the steps themselves, increasing.
+
+    Raises:
+        InputError: none of these.
+    """
+
+    def __init__(self, given: str | int | Sequence[int]) -> None:
+        self._every: int | None = None
+        self._steps: list[int] | None = None
+        if isinstance(given, str):
+            if given != "log":
+                raise InputError("schedule", given, "'log', a number of steps, or a list of steps")
+        elif isinstance(given, Sequence) or hasattr(given, "__iter__"):
+            self._steps = _steps(list(cast("Sequence[Any]", given)))
+        else:
+            self._every = _whole(given)
+            if self._every < 1:
+                raise InputError("schedule", given, "a number of steps of at least 1")
+
+    def count(self, after: int, until: int) -> int:
+        """How many steps of the schedule lie in `(after, until]`."""
+        if until <= after:
+            return 0
+        if self._every is not None:
+            return until // self._every - after // self._every
+        if self._steps is not None:
+            return bisect.bisect_right(self._steps, until) - bisect.bisect_right(self._steps, after)
+        return _logarithmic(until) - _logarithmic(after)
+
+    def record(self) -> str | int | list[int]:
+        """What the run folder keeps of it."""
+        return "log" if self._every is None and self._steps is None else self._every or list(self._steps or ())
+
+
+def _whole(value: Any) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        return operator.index(value)
+    except TypeError:
+        raise InputError("schedule", value, "'log', a whole number of steps, or a list of them") from None
+
+
+def _steps(given: list[Any]) -> list[int]:
+    steps = [_whole(step) for step in given]
+    if not steps:
+        raise InputError("schedule", given, "at least one step", "use 'log', or a number of steps")
+    if steps[0] < 0:
+        raise InputError("schedule", given, "steps that are not negative")
+    for before, after in itertools.pairwise(steps):
+        if after <= before:
+            raise InputError("schedule", given, f"steps that increase (after {before} comes {after})")
+    return steps
+
+
+def _logarithmic(step: int) -> int:
+    """How many steps of the logarithmic schedule are at most `step`."""
+    if step < _PER_OCTAVE:
+        return max(step, 0)
+    octave = step.bit_length() - 1  # 2^octave <= step; its part of the schedule has spacing 2^octave / 4
+    inside = (step - (1 << octave)) * _PER_OCTAVE >> octave
+    return _PER_OCTAVE - 1 + (octave - 2) * _PER_OCTAVE + inside + 1
+
+
+class Ledger:
+    """Time spent training and time spent measuring, and whether one more measurement fits the budget.
+
+    The next measurement is taken to last as long as the longest of the last two. One more than the next is kept in
+    reserve for the last of the training, so that the whole stays within the budget, too.
+
+    Args:
+        budget: share of the training time that measuring may take, above 0 and at most 1.
+        training: seconds spent so far (of a run that is resumed).
+        measuring: seconds spent so far.
+
+    Raises:
+        InputError: no such share.
+    """
+
+    def __init__(self, budget: float | int, *, training: float = 0.0, measuring: float = 0.0) -> None:
+        if isinstance(budget, bool) or not 0 < budget <= 1:
+            raise InputError("budget", budget, "a share of the training time, above 0 and at most 1",
+                             "0.05 lets measuring take 5%")  # fmt: skip
+        self.budget, self.training, self.measuring = float(budget), training, measuring
+        self._costs: list[float] = []
+        self._since: float | None = None
+
+    def stepped(self) -> None:
+        """A training step has ended; the time since the call before was training."""
+        now = clock()
+        if self._since is not None:
+            self.training += now - self._since
+        self._since = now
+
+    def measured(self, start: float) -> float:
+        """A measurement that began at `start` has ended; returns how long it took."""
+        now = clock()
+        took = now - start
+        self.measuring += took
+        self._costs = [*self._costs[-1:], took]
+        if self._since is not None:
+            self._since = now
+        return took
+
+    def fits(self) -> bool:
+        """Whether the next measurement, and one last one, fit the budget."""
+        return self.measuring + 2 * max(self._costs, default=0.0) <= self.budget * self.training
+
+    @property
+    def share(self) -> float | None:
+        """Time measuring over time training; None before there was any."""
+        return self.measuring / self.training if self.training > 0 else None
