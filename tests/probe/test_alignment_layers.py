@@ -309,6 +309,22 @@ def test_positions_by_grams_and_by_gradients(monkeypatch: pytest.MonkeyPatch) ->
         assert close(found.layers[name], rows @ rows.mT), name
 
 
+def test_every_form_of_a_convolution_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    from isthmus.probe import _tangent_plan as plan
+
+    model, x = MODELS["conv2d"][0](), MODELS["conv2d"][1]()
+    right = jacobians(model, x)
+    forms = plan._forms
+    for form in (plan.GRADIENTS, plan.PIECES, plan.GRAMS, plan.HELD):
+        monkeypatch.setattr(plan, "_forms", lambda *given, form=form: [f for f in forms(*given) if f.name == form]
+                            or forms(*given))  # fmt: skip
+        found = tangent_kernel(model, x, kind="full")
+        assert plan._WORDS[form] in found.methods.values()
+        for name, j in right.items():
+            rows = j.flatten(0, 1)
+            assert close(found.layers[name], rows @ rows.mT), (form, name)
+
+
 class Last(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x[:, -1] + x.square().mean(1)

@@ -10,6 +10,7 @@ from isthmus import InputError
 from isthmus.tangent import (
     GradientFeatures,
     OuterFeatures,
+    PieceFeatures,
     alignment_estimate,
     bootstrap_weights,
     full_kernel,
@@ -127,6 +128,29 @@ def test_outer_features_are_sums_of_outer_products() -> None:
         assert torch.allclose(full_kernel(outer), full_kernel(explicit), rtol=0, atol=ROUNDING * 100)
         assert torch.allclose(outer.traced(), explicit.traced(), rtol=0, atol=ROUNDING * 100)
         assert torch.allclose(outer.diagonal(), explicit.diagonal(), rtol=0, atol=ROUNDING * 100)
+        if has_weight:
+            pieces = PieceFeatures(a, g, bias=has_bias)
+            assert torch.allclose(full_kernel(pieces), full_kernel(explicit), rtol=0, atol=ROUNDING * 100)
+            assert torch.allclose(pieces.traced(), explicit.traced(), rtol=0, atol=ROUNDING * 100)
+            assert torch.allclose(pieces.diagonal(), explicit.diagonal(), rtol=0, atol=ROUNDING * 100)
+            assert torch.equal(pieces.block(0, 1), pieces.block(1, 0).mT)
+
+
+def test_gradients_in_pieces_do_not_depend_on_where_they_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, g = torch.randn(70, 4, 3), torch.randn(C, 70, 4, 5)  # 210 rows: several stripes of the symmetric product
+    explicit = GradientFeatures(torch.einsum("cnto,nti->cnoi", g, a).flatten(2))
+    for rows in (1, 2, 5):
+        monkeypatch.setattr("isthmus.tangent._features.PIECE_BYTES", 8 * 210 * 3 * rows)
+        pieces = PieceFeatures(a, g, bias=False)
+        assert torch.allclose(full_kernel(pieces), full_kernel(explicit), rtol=0, atol=ROUNDING * 100)
+
+
+def test_one_position_gives_an_exactly_symmetric_kernel_of_any_size() -> None:
+    a, g = torch.randn(210, 1, 3), torch.randn(C, 210, 1, 5)
+    explicit = GradientFeatures(torch.cat([torch.einsum("cnto,nti->cnoi", g, a).flatten(2), g.sum(2)], 2))
+    traced = OuterFeatures(a, g).traced()
+    assert torch.equal(traced, traced.mT)
+    assert torch.allclose(traced, explicit.traced(), rtol=0, atol=ROUNDING * 100)
 
 
 def probes(generator: torch.Generator, m: int, n: int) -> Tensor:

@@ -198,8 +198,7 @@ def tangent_trace(
             waiting = setting.layers
             while waiting:
                 kinds = {layer.name: layer.kind for layer in waiting}
-                stores = {layer.name: FeatureStore(layer, setting.outputs, batch.size, positions=True)
-                          for layer in waiting}  # fmt: skip
+                stores = {layer.name: FeatureStore(layer, setting.outputs, batch.size) for layer in waiting}
                 collect(setting, waiting, stores, signs[start:], batches=[batch])
                 again = [layer for layer in waiting if layer.kind != kinds[layer.name]]
                 for layer in waiting:

@@ -11,9 +11,13 @@ from torch.func import functional_call, vjp, vmap
 
 from isthmus._errors import InputError
 from isthmus.probe._tangent_layers import CONV, EMBEDDING, LINEAR, TangentLayer, conv_patches
-from isthmus.tangent import GradientFeatures, OuterFeatures, TangentFeatures
+from isthmus.tangent import GradientFeatures, OuterFeatures, PieceFeatures, TangentFeatures
 
 OUTER = (LINEAR, CONV, EMBEDDING)
+
+GRADIENTS, PIECES, GRAMS, HELD = "gradients", "pieces", "Grams", "held Grams"
+"""Forms of a layer's features: per-sample gradients; factors, with gradients formed in pieces; factors, with Grams
+computed for every block of the kernel, or forward Grams of all positions held."""
 
 
 def input_rows(layer: TangentLayer, args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> Tensor | None:
@@ -109,23 +113,22 @@ class FeatureStore:
         layer: the layer.
         outputs: outputs C.
         n: samples.
-        positions: whether factors are kept; gradients are, otherwise.
-        hold: whether forward Grams of several positions are held, too.
+        form: what is kept: per-sample gradients, or factors and what is made of them.
 
     Attributes:
         passing: bytes of what the last batch had at the layer's output, twice (in pieces, and put together).
     """
 
-    def __init__(self, layer: TangentLayer, outputs: int, n: int, *, positions: bool, hold: bool = False) -> None:
-        self.layer, self.outputs, self.n, self.positions = layer, outputs, n, positions
-        self.passing, self.hold = 0, hold
+    def __init__(self, layer: TangentLayer, outputs: int, n: int, *, form: str = GRAMS) -> None:
+        self.layer, self.outputs, self.n, self.form = layer, outputs, n, form
+        self.passing = 0
         self.a: Tensor | None = None
         self.g: Tensor | None = None
 
     def add_factors(self, a: Tensor, g: Tensor, start: int) -> None:
         """Factors of one batch, all calls of the layer."""
         size, a, g = a.shape[0], _wide(a), _wide(g)
-        if not self.positions:
+        if self.form == GRADIENTS:
             pieces: list[Tensor] = []
             if self.layer.kind == EMBEDDING:
                 rows = self.layer.parameters["weight"].shape[0]
@@ -179,4 +182,7 @@ class FeatureStore:
         if self.a is None:
             return GradientFeatures(self.g)
         names = self.layer.parameters
-        return OuterFeatures(self.a, self.g, weight="weight" in names, bias="bias" in names, hold=self.hold)
+        weight, bias = "weight" in names, "bias" in names
+        if self.form == PIECES and weight and self.a.is_floating_point():
+            return PieceFeatures(self.a, self.g, bias=bias)
+        return OuterFeatures(self.a, self.g, weight=weight, bias=bias, hold=self.form == HELD)

@@ -93,6 +93,7 @@ def collect(
     cotangent: Tensor,
     progress: Callable[[int], None] | None = None,
     batches: Sequence[Batch] | None = None,
+    outputs: int | None = None,
 ) -> dict[str, Tensor]:
     """One forward and C backward passes a batch: features of every layer into its store, and `‖·‖²` of `Jᵀv`.
 
@@ -106,6 +107,7 @@ def collect(
         cotangent: `v`, `(n, C)`.
         progress: called with the number of samples done.
         batches: instead of those of the setting.
+        outputs: of the first ones alone, for which `cotangent` must vanish at the others; all if None.
 
     Returns:
         `Jᵀv` of every layer, flat, float64.
@@ -125,7 +127,8 @@ def collect(
         for layer in layers:
             flat = torch.cat([g.flatten() for g in expected[layer.name].values()]).double()
             sums[layer.name] = sums[layer.name] + flat if layer.name in sums else flat
-        _near(setting, out, [layer for layer in near if layer.kind != WHOLE], capture, stores, v, expected, start)
+        kept = setting.outputs if outputs is None else outputs
+        _near(out, [layer for layer in near if layer.kind != WHOLE], capture, stores, v[:, :kept], expected, start)
         if whole:
             _whole(setting, batch, out, whole, stores, start)
         start += batch.size
@@ -135,13 +138,14 @@ def collect(
 
 
 def _near(
-    setting: TangentSetting, out: Tensor, layers: Sequence[TangentLayer], capture: _Capture,
+    out: Tensor, layers: Sequence[TangentLayer], capture: _Capture,
     stores: dict[str, FeatureStore], v: Tensor, expected: dict[str, dict[str, Tensor]], start: int,
 ) -> None:  # fmt: skip
     calls = [(layer, call) for layer in layers for call in capture.calls[layer.name]]
     edges = [call.edge for _, call in calls if call.edge is not None]
     held: list[list[Tensor | None]] = [[] for _ in edges]
-    for c in range(setting.outputs):
+    outputs = v.shape[1]
+    for c in range(outputs):
         if not edges:
             break
         unit = torch.zeros_like(out)
@@ -154,7 +158,7 @@ def _near(
     del held, at  # so that what a layer has used is free for the next
     for layer in layers:
         mine = capture.calls[layer.name]
-        if not _add(layer, mine, gradients, stores[layer.name], v, expected[layer.name], start, setting.outputs):
+        if not _add(layer, mine, gradients, stores[layer.name], v, expected[layer.name], start, outputs):
             layer.become_whole(UNTOLD)
         for call in mine:
             gradients.pop(id(call))

@@ -9,13 +9,19 @@ import torch
 from torch import Tensor
 
 from isthmus._errors import InputError
-from isthmus.probe._tangent_features import OUTER, FeatureStore
+from isthmus.probe._tangent_features import GRADIENTS, GRAMS, HELD, OUTER, PIECES, FeatureStore
 from isthmus.probe._tangent_layers import WHOLE, TangentLayer
 from isthmus.probe._tangent_pass import collect
 from isthmus.probe._tangent_setting import TangentSetting
-from isthmus.tangent import OuterFeatures
+from isthmus.tangent import PIECE_BYTES, OuterFeatures
 
 FEWEST_PROBES = 8
+_TRIED_OUTPUTS = 2
+_PASSING = 48
+"""Multiplications that take as long as a number of a Gram being written, multiplied and summed."""
+
+_WORDS = {GRADIENTS: "exact: per-sample gradients", PIECES: "exact: per-sample gradients, in pieces",
+          GRAMS: "exact: Grams", HELD: "exact: Grams"}  # fmt: skip
 _POSITION_BYTES = 2**27
 _BLOCKS = 7
 """Matrices n × n in float64 that the work on one layer holds."""
@@ -27,8 +33,7 @@ class LayerPlan:
 
     Attributes:
         layer: the layer.
-        positions: whether factors at positions are kept; gradients are, otherwise.
-        hold: whether forward Grams of several positions are held, too.
+        form: what is kept of it: gradients, or factors and what is made of them.
         features: bytes of its features, and of what a batch has at its output while they are made.
         work: bytes of the work on it.
         exact: whether it is computed exactly.
@@ -38,8 +43,7 @@ class LayerPlan:
     """
 
     layer: TangentLayer
-    positions: bool
-    hold: bool
+    form: str
     features: int
     work: int
     exact: bool
@@ -54,7 +58,7 @@ class LayerPlan:
 
     def store(self, setting: TangentSetting) -> FeatureStore:
         """What collects its features."""
-        return FeatureStore(self.layer, setting.outputs, setting.n, positions=self.positions, hold=self.hold)
+        return FeatureStore(self.layer, setting.outputs, setting.n, form=self.form)
 
 
 def size_text(number: float | int) -> str:
@@ -69,51 +73,102 @@ def estimate_memory(layer: TangentLayer, probes: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class _Size:
-    """What one sample of a layer takes: bytes of its factors and of its gradients, bytes that pass by.
+    """What one sample of a layer takes.
 
-    And how many multiplications a pair of samples takes in a block, forward and backward Gram.
+    Attributes:
+        factors: bytes of its factors; 0 where it has none.
+        gradients: bytes of its gradients.
+        passing: bytes that pass by.
+        positions: of its factors.
+        inner, outer: numbers of an input and of an output at one position; 0 inner for row numbers.
+        item: bytes of a number.
     """
 
     factors: int
     gradients: int
     passing: int
     positions: int
-    forward: int
-    backward: int
+    inner: int
+    outer: int
+    item: int
 
 
 def trial(setting: TangentSetting, layers: Sequence[TangentLayer]) -> dict[str, _Size]:
-    """Find out on the first samples which layers' gradients can be had at their outputs.
+    """Find out on the first samples and outputs which layers' gradients can be had at their outputs.
 
     Returns:
         Of every layer what a sample takes; no factors (0 bytes) where it has none.
     """
-    few = setting.few()
-    signs = torch.ones(few.size, setting.outputs, dtype=setting.dtype, device=setting.device)
-    signs.view(-1)[::2] = -1
-    signs *= torch.arange(1, few.size + 1, device=setting.device)[:, None]
-    stores = {layer.name: FeatureStore(layer, setting.outputs, few.size, positions=True)
-              for layer in layers if layer.kind != WHOLE}  # fmt: skip
-    collect(setting, layers, stores, signs, batches=[few])
+    few, outputs = setting.few(), min(_TRIED_OUTPUTS, setting.outputs)
+    signs = torch.zeros(few.size, setting.outputs, dtype=setting.dtype, device=setting.device)
+    signs[:, :outputs] = torch.arange(1, few.size + 1, device=setting.device)[:, None]
+    signs[:, 1:outputs] *= -1
+    stores = {layer.name: FeatureStore(layer, outputs, few.size) for layer in layers if layer.kind != WHOLE}
+    collect(setting, layers, stores, signs, batches=[few], outputs=outputs)
     found: dict[str, _Size] = {}
     for layer in layers:
         item = max(4, next(iter(layer.parameters.values())).element_size())
-        factors = positions = forward = backward = passing = 0
+        factors = positions = inner = outer = passing = 0
         if layer.kind != WHOLE:
-            passing = -(-stores[layer.name].passing // few.size)
+            passing = -(-stores[layer.name].passing * setting.outputs // (few.size * outputs))
         if layer.kind in OUTER:
             made = stores[layer.name].features()
             if isinstance(made, OuterFeatures):
-                factors = -(-(_bytes(made.a) + _bytes(made.g)) // few.size)
-                positions = made.positions
-                forward = positions**2 * made.a.shape[-1] if positions > 1 else 0
-                backward = positions**2 * made.g.shape[-1]
-        found[layer.name] = _Size(factors, setting.outputs * layer.size * item, passing, positions, forward, backward)
+                factors = -(-(_bytes(made.a) + _bytes(made.g) * setting.outputs // outputs) // few.size)
+                positions, outer = made.positions, made.g.shape[-1]
+                inner = made.a.shape[-1] if made.a.is_floating_point() and made.weight else 0
+        found[layer.name] = _Size(factors, setting.outputs * layer.size * item, passing, positions, inner, outer, item)
     return found
 
 
 def _bytes(t: Tensor) -> int:
     return t.numel() * t.element_size()
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class _Form:
+    """A way to a layer's kernel: multiplications for a pair of samples in one of its blocks, and bytes."""
+
+    multiplications: float | int
+    name: str
+    features: int
+    work: int
+
+    @property
+    def bytes(self) -> int:
+        """In all."""
+        return self.features + self.work
+
+
+def _forms(layer: TangentLayer, size: _Size, n: int, outputs: int, passing: int, common: int) -> list[_Form]:
+    """The ways that a layer has, whether they fit or not.
+
+    Args:
+        layer: the layer.
+        size: what a sample takes.
+        n: samples.
+        outputs: outputs C.
+        passing: bytes that pass by.
+        common: bytes of the work that does not depend on the layer.
+    """
+    t, rows = size.positions, n * size.positions
+    forms = list[_Form]()
+    if t != 1:
+        forms.append(_Form(layer.size, GRADIENTS, n * size.gradients + passing, common))
+    if size.factors:
+        factors, inner = n * size.factors + passing, size.inner if t > 1 else 0
+        grams = 2 * n * n * size.item if t == 1 else min(_POSITION_BYTES, 3 * rows * rows * size.item)
+        grams = common + max(grams, 3 * t * t * n * size.item)
+        forms.append(_Form(t * t * (inner + size.outer + _PASSING), GRAMS, factors, grams))
+        if t > 1:
+            blocks = outputs * (outputs + 1) // 2
+            forms.append(_Form(t * t * (inner / blocks + size.outer + _PASSING), HELD, factors,
+                               grams + rows * rows * size.item))  # fmt: skip
+        if t > 1 and size.inner:
+            made = 2 * t / (n * outputs)  # the gradients themselves, once for all pairs and blocks
+            kernel = 10 * (n * outputs) ** 2 + 2 * max(PIECE_BYTES, n * outputs * size.inner * size.item)
+            forms.append(_Form(layer.size * (1 + made), PIECES, factors, common + kernel))
+    return forms
 
 
 def plan_layers(
@@ -122,8 +177,8 @@ def plan_layers(
 ) -> list[LayerPlan]:  # fmt: skip
     """Choose for every layer.
 
-    Exact where its features and the work on it fit into memory. Of factors at positions (with the
-    forward Gram held or not) and gradients, that which takes the fewest multiplications of those that fit.
+    Exact where its features and the work on it fit into memory. Of Grams at positions (the forward one held or not)
+    and gradients (held or formed in pieces), that which takes the fewest multiplications of those that fit.
 
     Args:
         setting: model and data.
@@ -145,45 +200,29 @@ def plan_layers(
 
     most = max(batch.size for batch in setting.batches)
 
-    blocks = setting.outputs * (setting.outputs + 1) // 2
-
-    def need(layer: TangentLayer, n: int) -> tuple[bool, bool, int, int]:
+    def need(layer: TangentLayer, n: int) -> _Form:
         size = sizes[layer.name]
-        item = max(4, next(iter(layer.parameters.values())).element_size())
-        grams = 2 * n * n * item if size.positions == 1 else min(_POSITION_BYTES, 3 * (size.positions * n) ** 2 * item)
-        grams = max(grams, 3 * size.positions**2 * n * item)
-        common, passing = shared(n), min(n, most) * size.passing
-        held = (size.positions * n) ** 2 * item
-        forms: list[tuple[float | int, bool, bool, int, int]] = [(layer.size, False, False, n * size.gradients, common)]
-        if size.factors:  # by multiplications, whether at positions, with forward Grams held, and bytes
-            factors = n * size.factors
-            forms.append((size.forward + size.backward, True, False, factors, common + grams))
-            if size.positions > 1:
-                forms.append((size.forward / blocks + size.backward, True, True, factors, common + grams + held))
-        if size.positions == 1:
-            forms = forms[1:]
-        fitting = [form for form in forms if form[3] + form[4] + passing <= setting.limit]
-        best = min(fitting) if fitting else min(forms, key=lambda form: form[3] + form[4])
-        return best[1], best[2], best[3] + passing, best[4]
+        forms = _forms(layer, size, n, setting.outputs, min(n, most) * size.passing, shared(n))
+        fitting = [form for form in forms if form.bytes <= setting.limit]
+        return min(fitting) if fitting else min(forms, key=lambda form: form.bytes)
 
     plans: list[LayerPlan] = []
     for layer in layers:
-        positions, hold, features, temporary = need(layer, setting.n)
-        needed = features + temporary
-        fits = needed <= setting.limit
+        form = need(layer, setting.n)
+        needed, fits = form.bytes, form.bytes <= setting.limit
         if not fits and method == "exact":
-            fitting = _largest(lambda n, one=layer: sum(need(one, n)[2:]) <= setting.limit, setting.n)
+            fitting = _largest(lambda n, one=layer: need(one, n).bytes <= setting.limit, setting.n)
             raise InputError("method", "exact", f"at most {size_text(setting.limit)}; {layer.name} needs "
                              f"{size_text(needed)} for {setting.n} samples", f"give max_samples={fitting}, raise "
                              "max_memory, or take method='auto'" if fitting >= 3 else
                              "raise max_memory, give a smaller batch_size, or take method='auto'")  # fmt: skip
         exact = fits and method != "estimate"
         if exact:
-            words = "exact: Grams" if positions else "exact: per-sample gradients"
+            words = _WORDS[form.name]
             why = f"{size_text(needed)} of {size_text(setting.limit)}"
             if layer.kind == WHOLE:
                 why += f"; of the whole model, one sample at a time: {layer.why}"
-            plans.append(LayerPlan(layer, positions, hold, features, temporary, True, 0, words, why))
+            plans.append(LayerPlan(layer, form.name, form.features, form.work, True, 0, words, why))
             continue
         most_probes = setting.limit // max(8 * layer.size, 1) - 2
         m = min(probes, most_probes)
@@ -195,7 +234,7 @@ def plan_layers(
                                                          f"{size_text(setting.limit)}")  # fmt: skip
         if m < probes:
             why += f"; {m} of {probes} probes fit"
-        plans.append(LayerPlan(layer, False, False, features, temporary, False, m, f"estimate: {m} probes", why))
+        plans.append(LayerPlan(layer, form.name, form.features, form.work, False, m, f"estimate: {m} probes", why))
     return plans
 
 

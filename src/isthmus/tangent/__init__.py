@@ -8,8 +8,10 @@ from isthmus.tangent._alignment import norm_estimate as norm_estimate
 from isthmus.tangent._eigenpairs import Eigenpairs as Eigenpairs
 from isthmus.tangent._eigenpairs import largest_stable_rate as largest_stable_rate
 from isthmus.tangent._eigenpairs import top_eigenpairs as top_eigenpairs
+from isthmus.tangent._features import PIECE_BYTES as PIECE_BYTES
 from isthmus.tangent._features import GradientFeatures as GradientFeatures
 from isthmus.tangent._features import OuterFeatures as OuterFeatures
+from isthmus.tangent._features import PieceFeatures as PieceFeatures
 from isthmus.tangent._features import TangentFeatures as TangentFeatures
 from isthmus.tangent._features import centred as centred
 from isthmus.tangent._features import full_kernel as full_kernel

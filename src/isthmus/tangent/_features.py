@@ -11,6 +11,9 @@ from torch import Tensor
 _CHUNK_BYTES = 2**26
 """Memory of a product over positions at a time."""
 
+PIECE_BYTES = 2**27
+"""Memory of a piece of per-sample gradients."""
+
 
 @runtime_checkable
 class TangentFeatures(Protocol):
@@ -85,8 +88,9 @@ class OuterFeatures:
         if not self.weight:
             return self.g.new_full((1, 1), float(self.bias))
         if self.a.is_floating_point():
-            rows = self.a[start:stop].flatten(0, 1)
-            gram = rows @ self.a.flatten(0, 1).mT
+            rows = self.a.flatten(0, 1)
+            whole = stop - start == self.n
+            gram = _self_product(rows) if whole else self.a[start:stop].flatten(0, 1) @ rows.mT
         else:
             rows = self.a[start:stop].flatten()
             gram = (rows[:, None] == self.a.flatten()).to(self.g.dtype)
@@ -116,8 +120,8 @@ class OuterFeatures:
     def traced(self) -> Float[Tensor, "n n"]:
         """`Σ_c K^{cc}`: with one position, one backward Gram of all outputs together."""
         if self.positions == 1:
-            flat = self.g.permute(1, 2, 0, 3).flatten(2)
-            return _symmetric(self._product(flat, flat))
+            gram = _self_product(self.g.permute(1, 2, 0, 3).flatten(1))
+            return _double(gram.mul_(self._forward(0, self.n)))
         return _symmetric(_sum_of_blocks(self))
 
     def diagonal(self) -> Float[Tensor, " n"]:
@@ -161,8 +165,83 @@ class GradientFeatures:
         return _double(self.gradients).square().sum((0, 2))
 
 
+class PieceFeatures:
+    """Outer products as in `OuterFeatures`, whose gradients are formed a piece of the weight at a time.
+
+    `∇_W f_c(x_i) = Σ_t g_{c,t}(x_i) a_t(x_i)ᵀ` of some rows of `W`, all samples and outputs, then their products: the
+    kernel is the sum over pieces. It takes `(nC)² |θ_ℓ|` multiplications whatever the number of positions, where
+    forward and backward Grams take its square, and memory of the kernel, `(nC)²`, never of all gradients.
+
+    Args:
+        a: inputs `(n, positions, in)`.
+        g: derivatives of every output at the layer's own output, `(C, n, positions, out)`.
+        bias: whether the layer has a bias.
+    """
+
+    def __init__(self, a: Float[Tensor, "n t i"], g: Float[Tensor, "c n t o"], *, bias: bool = True) -> None:
+        self.a, self.g, self.bias = a, g, bias
+        self._kernel: Tensor | None = None
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.g.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs C."""
+        return self.g.shape[0]
+
+    def _all(self) -> Tensor:
+        """The kernel, row `i·C + c` for output c at sample i."""
+        if self._kernel is None:
+            n, rows, inner = self.n, self.g.shape[3], self.a.shape[2]
+            size = n * self.outputs
+            where = "cpu" if self.g.device.type == "mps" else self.g.device  # no float64 there
+            total = torch.zeros(size, size, dtype=torch.float64, device=where)
+            if self.bias:
+                _self_product(self.g.sum(2).transpose(0, 1).flatten(0, 1), into=total)
+            step = max(1, PIECE_BYTES // (size * inner * self.a.element_size()))
+            for start in range(0, rows, step):
+                left = self.g[..., start : start + step].permute(1, 0, 3, 2).flatten(1, 2)
+                _self_product(torch.bmm(left, self.a).view(size, -1), into=total)
+            self._kernel = total
+        return self._kernel
+
+    def block(self, c: int, d: int) -> Float[Tensor, "n n"]:
+        """`K^{cd}`, float64."""
+        return self._all()[c :: self.outputs, d :: self.outputs].contiguous()
+
+    def traced(self) -> Float[Tensor, "n n"]:
+        """`Σ_c K^{cc}`, float64."""
+        return _symmetric(_sum_of_blocks(self))
+
+    def diagonal(self) -> Float[Tensor, " n"]:
+        """`Σ_c ‖∇f_c(x_i)‖²`, float64."""
+        return self._all().diagonal().view(self.n, self.outputs).sum(1)
+
+
+def _self_product(rows: Float[Tensor, "k p"], into: Tensor | None = None) -> Float[Tensor, "k k"]:
+    """`rows rowsᵀ`, exactly symmetric, of which a little more than half is computed; added to `into` if given."""
+    size = rows.shape[0]
+    found = rows.new_empty(size, size) if into is None else into
+    step = max(64, -(-size // 8))
+    for start in range(0, size, step):
+        stop = min(start + step, size)
+        made = rows[start:stop] @ rows[:stop].mT
+        made[:, start:] = _symmetric(made[:, start:])
+        made = made.to(found.device)
+        if into is None:
+            found[start:stop, :stop] = made
+            found[:start, start:stop] = made[:, :start].mT
+        else:
+            found[start:stop, :stop] += made
+            found[:start, start:stop] += made[:, :start].mT
+    return found
+
+
 def _sum_of_blocks(features: TangentFeatures) -> Tensor:
-    total = features.block(0, 0)
+    total = features.block(0, 0).clone()
     for c in range(1, features.outputs):
         total += features.block(c, c)
     return total
