@@ -29,6 +29,7 @@ from isthmus.probe._tensors import mapped, tensors_in
 from isthmus.tangent import MapJacobian, map_jacobian
 
 JACOBIAN = ("jacobian_rank", "jacobian_log_pseudodet", "jacobian_log_singular_value")
+BACKWARD = ("backward_norm", "backward_participation_ratio")
 Forward = Callable[[nn.Module, Any], Any]
 
 
@@ -47,6 +48,11 @@ class MeasureOptions:
     jacobian_samples: int
     metrics: frozenset[str] | None
     seed: int
+
+    @property
+    def backward(self) -> bool:
+        """Whether gradients of the activations are wanted: three times the work of a forward pass."""
+        return self.loss is not None and (self.metrics is None or not self.metrics.isdisjoint(BACKWARD))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +172,7 @@ def prepared(model: nn.Module, data: Any, options: MeasureOptions) -> Generator[
                 parameter.requires_grad_(True)
         survey = survey_model(model, first, handles, forward=options.forward)
         sites = select_sites(survey, options.layers)
-        plan = plan_pass(survey, sites, first, gradients=options.loss is not None, max_memory=options.max_memory,
+        plan = plan_pass(survey, sites, first, gradients=options.backward, max_memory=options.max_memory,
                          device=device, costs=options.metrics is None or bool(options.metrics & set(COST)))  # fmt: skip
         survey.tensors.clear()
         yield Prepared(handles, batches, rest, first, survey, plan)
@@ -215,12 +221,12 @@ def measure_one(
         if not any(one.track is not None for one in plan.sites):
             reasons = "; ".join(f"{one.site.label}: {one.why}" for one in plan.sites[:3])
             raise InputError("layers", layers_text(options.layers), "at least one module that can be measured", reasons)
-        if options.loss is not None:
+        if options.backward:
             model.requires_grad_(False)  # gradients of activations only; embeddings start them anew (`run_pass`)
         label = f"{'baseline: ' if baseline else ''}batches"
         kept = _Kept(ready.first, ready.rest, options.jacobian_samples)
         result = run_pass(
-            model, kept, plan, survey, handles, forward=options.forward, loss=options.loss,
+            model, kept, plan, survey, handles, forward=options.forward, loss=options.loss, backward=options.backward,
             progress=lambda done: bar(label, done, batches.total),
         )  # fmt: skip
         for handle in handles:

@@ -256,11 +256,13 @@ def run_pass(
     *,
     forward: Callable[[nn.Module, Any], Any] | None = None,
     loss: LossOf | None = None,
+    backward: bool = True,
     progress: Callable[[int], None] | None = None,
 ) -> PassResult:
     """Run every batch through the model once, in evaluation mode, and fill the plan's accumulators.
 
-    With a loss, each batch goes backward, too: gradients reach the activations only, never the parameters.
+    With a loss, each batch goes backward, too, where that is wanted: gradients reach the activations only, never the
+    parameters.
 
     Args:
         model: the model, inside `untouched`.
@@ -270,13 +272,14 @@ def run_pass(
         handles: takes the hooks' handles; whoever holds the list removes them.
         forward: how the model is called on a batch; None for by position and name.
         loss: mean loss of a batch.
+        backward: whether its gradients are wanted.
         progress: called with the number of samples done.
 
     Raises:
         InputError: data that does not fit, or a loss that does not depend on any activation.
         ModelError: the model raised an error.
     """
-    collector = _Collector(plan, survey, handles, loss is not None)
+    collector = _Collector(plan, survey, handles, loss is not None and backward)
     done = number = weight = 0
     total = 0.0
     for number, batch in enumerate(batches, start=1):
@@ -285,6 +288,10 @@ def run_pass(
             if loss is None or not batch.labels:
                 with torch.no_grad():
                     run_model(model, batch, forward)
+            elif not backward:
+                with torch.no_grad():
+                    total += batch.labels * float(loss(run_model(model, batch, forward), batch))
+                weight += batch.labels
             else:
                 total += batch.labels * _backward(model, batch, collector, forward, loss)
                 weight += batch.labels
