@@ -115,27 +115,35 @@ def bias_of(module: nn.Module) -> Tensor | None:
 def weight_matrices(model: nn.Module, order: dict[str, int], names: set[str] | None = None) -> list[WeightMatrix]:
     """Every weight matrix of a model with its singular values, in the order of execution.
 
+    A parameter that several modules share (tied embeddings) counts once, where it is used first.
+
     Args:
         model: the model.
         order: first call of every module, by name.
         names: modules whose weights are wanted; None for all.
     """
-    found: dict[int, WeightMatrix] = {}
-    tied: dict[int, list[str]] = {}
+    users: dict[int, list[tuple[str, str, nn.Module, Tensor]]] = {}
     for module_name, module in model.named_modules():
         for own, parameter in module.named_parameters(recurse=False):
-            name = f"{module_name}.{own}".removeprefix(".")
             if parameter.dim() < 2 or (own != "weight" and sum(size > 1 for size in parameter.shape) < 2):
                 continue
-            if id(parameter) in found:
-                tied.setdefault(id(parameter), []).append(name)
-                continue
-            if names is None or (module_name or "(model)") in names:
-                bias = bias_of(module) if own == "weight" else None
-                at = order.get(module_name or "(model)")
-                found[id(parameter)] = _weight(name, module, parameter, bias, at)
-    matrices = [dataclasses.replace(w, tied=tuple(tied.get(key, ()))) for key, w in found.items()]
+            users.setdefault(id(parameter), []).append((module_name or "(model)", own, module, parameter))
+    matrices: list[WeightMatrix] = []
+    for tied in users.values():
+        wanted = [user for user in tied if names is None or user[0] in names]
+        if not wanted:
+            continue
+        chosen = min(wanted, key=lambda user: (user[0] not in order, order.get(user[0], 0)))  # whoever is called first
+        others = tuple(_parameter_name(user) for user in tied if user is not chosen)
+        place, own, module, parameter = chosen
+        bias = bias_of(module) if own == "weight" else None
+        matrix = _weight(_parameter_name(chosen), module, parameter, bias, order.get(place))
+        matrices.append(dataclasses.replace(matrix, tied=others))
     return sorted(matrices, key=lambda w: (w.at is None, w.at or 0))
+
+
+def _parameter_name(user: tuple[str, str, nn.Module, Tensor]) -> str:
+    return user[1] if user[0] == "(model)" else f"{user[0]}.{user[1]}"
 
 
 def _weight(name: str, module: nn.Module, parameter: Tensor, bias: Tensor | None, at: int | None) -> WeightMatrix:
@@ -303,7 +311,8 @@ class Numbers:
                 continue
             note = f"shared with {', '.join(w.tied)}" if w.tied else ""
             for metric, value in _ranks(w.spectrum).items():
-                said = f"tol={DEFAULT_RANK_TOLERANCE:g}" if metric == "numerical_rank" else note
+                tol = f"tol={DEFAULT_RANK_TOLERANCE:g}" if metric == "numerical_rank" else ""
+                said = "; ".join(part for part in (tol, note) if part)
                 self._row(table, metric, value, w.name, note=said, **where)
             self._row(table, "weight_norm_sq", w.norm_sq, w.name, note=note, **where)
             self._row(table, "bias_norm_sq", w.bias_norm_sq, w.name, why="no bias", **where)
