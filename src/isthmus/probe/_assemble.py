@@ -64,7 +64,8 @@ def _record_model(table: MetricTable, main: Measured, options: MeasureOptions) -
         if value is None:
             rows["loss"] = [table.skip("loss", "give a loss and targets", layer="model")]
         else:
-            note = f"{options.loss_name}, mean over samples"
+            weight = main.numbers.result.weight
+            note = f"{options.loss_name}, mean over {'samples' if weight == samples else f'{weight} labels'}"
             rows["loss"] = [table.add("loss", value, layer="model", n=samples, note=note)]
     j = main.jacobian
     if j is None:

@@ -92,6 +92,8 @@ def _chains(survey: Survey) -> list[list[Call]]:
             continue
         if isinstance(group[0].module, (nn.ModuleList, nn.ModuleDict)):
             continue
+        if group[0].input is None:  # given no representation (tokens): an encoder beside a decoder, not a block
+            continue
         fed = sum(
             a.output is not None and b.input is not None and (a.output.key == b.input.key or _leads(survey, a, b))
             for a, b in itertools.pairwise(group)
