@@ -57,23 +57,28 @@ def _numbers(count: int) -> list[int]:
     return [1, *range(step if step > 1 else 2, count + 1, step)]
 
 
-def heat_map(names: Sequence[str], positions: np.ndarray, values: np.ndarray, *, description: str) -> dict[str, Any]:
-    """Singular values, (layers, values) padded with NaN, as shares of the layer's largest: one row per layer."""
+def heat_rows(positions: np.ndarray, values: np.ndarray) -> Rows:
+    """Rows of a heat map: singular values, (layers, values) padded with NaN, as shares of the layer's largest."""
     rows: Rows = []
     for k, (p, spectrum) in enumerate(zip(positions.tolist(), values.tolist(), strict=True)):
         top = max((s for s in spectrum if np.isfinite(s)), default=0.0)
         shares = [short(s / top) if np.isfinite(s) and top > 0 else None for s in spectrum]
         rows.append({"k": k, "p": short(p), "t": short(top), "v": shares})
+    return rows
+
+
+def heat_map(names: Sequence[str], rows: Rows, count: int, *, description: str, chosen: str = "true") -> dict[str, Any]:
+    """The first `count` singular values of every layer, one row per layer, of those `heat_rows` that are `chosen`."""
     y, height = _rows_axis(len(names))
-    count = values.shape[1]
     ticks = [10.0**-k for k in range(4, -1, -1)]
     scale = alt.Scale(type="log", domain=[FLOOR, 1], clamp=True, range="heatmap", nice=False)
     legend = alt.Legend(orient="top", gradientLength=150, gradientThickness=10, values=ticks, format="~r",
                         title="share of the largest", direction="horizontal")  # fmt: skip
     chart = (
         alt.Chart(alt.NamedData(name="rows"))
-        .transform_flatten(["v"])
-        .transform_window(i="row_number()", groupby=["k"])
+        .transform_filter(chosen)
+        .transform_calculate(i="sequence(1, length(datum.v) + 1)")
+        .transform_flatten(["v", "i"])
         .transform_filter("isValid(datum.v)")
         .transform_calculate(c=f"max(datum.v, {FLOOR})", s="datum.v * datum.t", n="names[datum.k]")
         .mark_rect(aria=False, width={"band": 1.08}, height={"band": 1.04})

@@ -15,6 +15,7 @@ from isthmus.report._read import Curve, RunView, evenly, number
 from isthmus.report._reproduced import PaperFigure
 
 _TALL, _HIGH = 900, 420
+_TICK_LABELS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,10 +98,35 @@ class Figure:
 
 
 @dataclasses.dataclass(frozen=True)
+class Slider:
+    """A slider over the measured steps of a training, and the figures that it moves.
+
+    Attributes:
+        key: identifier in the page.
+        steps: measured steps, ascending; at least two.
+        figures: their charts have a parameter `at`, the number of a step.
+        note: what was left out to fit.
+    """
+
+    key: str
+    steps: tuple[int, ...]
+    figures: list[Figure]
+    note: str = ""
+
+    @property
+    def ticks(self) -> list[tuple[str, bool]]:
+        """A tick for each step: its label, empty for most, and whether a narrow page leaves the label out."""
+        labelled = evenly(len(self.steps), _TICK_LABELS).tolist()
+        left_out = labelled[1:-1:2]
+        return [(str(step) if k in labelled else "", k in left_out) for k, step in enumerate(self.steps)]
+
+
+@dataclasses.dataclass(frozen=True)
 class Section:
     """A heading, what the section is about, remarks to read it with, its figures, and the tables of its layers.
 
-    `short` is the heading as the list of sections has it; `paper` is the figure of a paper that the section shows.
+    `short` is the heading as the list of sections has it; `paper` is the figure of a paper that the section shows;
+    `slider` moves figures that come before the others.
     """
 
     key: str
@@ -112,6 +138,12 @@ class Section:
     skipped: list[SkippedTable] = dataclasses.field(default_factory=list["SkippedTable"])
     short: str = ""
     paper: PaperFigure | None = None
+    slider: Slider | None = None
+
+    @property
+    def every_figure(self) -> list[Figure]:
+        """All figures in the order of the page."""
+        return [*(self.slider.figures if self.slider is not None else []), *self.figures]
 
 
 @dataclasses.dataclass(frozen=True)

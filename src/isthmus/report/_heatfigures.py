@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from isthmus.report._depthcharts import FLOOR, THIS, heat_map
+from isthmus.report._depthcharts import FLOOR, THIS, heat_map, heat_rows
 from isthmus.report._figures import Budget, Figure, Panel, Table, unbroken
 from isthmus.report._layers import brief, distinct
 from isthmus.report._read import RunView, evenly, number
@@ -48,14 +48,15 @@ def read_spectra(run: RunView, array: str, of: str) -> Spectra | str:
     return Spectra(names, positions, found.astype(np.float64))
 
 
-def _strong(row: np.ndarray) -> int:
+def strong(row: np.ndarray) -> int:
+    """How many singular values exceed a tenth of the largest."""
     finite = row[np.isfinite(row)]
     return int((finite > 0.1 * finite.max()).sum()) if finite.size and finite.max() > 0 else 0
 
 
 def _answer(spectra: Spectra) -> str:
     known = np.flatnonzero(np.isfinite(spectra.values).any(axis=1))
-    counts = np.array([_strong(spectra.values[k]) for k in known])
+    counts = np.array([strong(spectra.values[k]) for k in known])
 
     def at(row: int) -> str:
         return f"{counts[row]} at {brief(spectra.names[known[row]], 44)}"
@@ -107,7 +108,8 @@ def _add(figure: Figure, spectra: Spectra, label: str, said: str, budget: Budget
     columns = max(4, min(_COLUMNS, whole, _CELLS * budget.points // 400 // len(picked)))
     columns = min(columns, whole)
     spec = heat_map(
-        [spectra.names[k] for k in picked], spectra.positions[picked], spectra.values[picked][:, :columns],
+        [spectra.names[k] for k in picked],
+        heat_rows(spectra.positions[picked], spectra.values[picked][:, :columns]), columns,
         description=f"Heat map of the {columns} largest singular values of {len(picked)} layers, as shares of each "
         f"layer's largest. {prefix}{said} The data are in the table below.",
     )  # fmt: skip

@@ -132,10 +132,10 @@ def _layers(found: object, kind: str) -> tuple[Layer, ...]:
 
 
 def read_layers(run: Mapping[str, Any]) -> Layers | None:
-    """The layers of a run of `measure`; nothing where the run is of another command."""
+    """The layers of a run of `measure` or of a monitored training; nothing where the run is of another command."""
     found = run.get("measured")
     if not isinstance(found, dict):  # a Leaky ResNet that was measured has a path, and the page of a path
-        return Layers((), (), ()) if run.get("command") == "measure" and "leaky" not in run else None
+        return Layers((), (), ()) if run.get("command") in ("measure", "monitor") and "leaky" not in run else None
     part = cast("Mapping[str, Any]", found)
     skipped = tuple(
         Skipped(text_of(entry.get("name")), text_of(entry.get("type")), text_of(entry.get("reason")) or "no reason")

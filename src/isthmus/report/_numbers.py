@@ -59,9 +59,13 @@ def shown_claims(run: RunView, level: str) -> list[ShownClaim]:
 def shown_claim(run: RunView, claim: Claim) -> ShownClaim:
     """A claim with the rows of the table that stand behind it."""
     listed: list[Any] = list(claim.rows)  # from a file, so not yet known to be numbers
-    wanted = [r for r in listed if isinstance(r, int) and 0 <= r < run.frame.height]
-    rows = [_claim_row(run.frame.row(r, named=True)) for r in wanted[:_CLAIM_ROWS]]
+    wanted = [r for r in listed if isinstance(r, int) and 0 <= r < run.whole.height]
+    found = [run.whole.row(r, named=True) for r in wanted[:_CLAIM_ROWS]]
+    rows = [_claim_row(row) for row in found]
     columns = ("metric", "layer", "p", "value", "± stderr", "unit", "note")
+    if run.training is not None:  # rows of several steps may stand behind one claim
+        rows = [(*row[:2], number(full["step"]), *row[2:]) for row, full in zip(rows, found, strict=True)]
+        columns = (*columns[:2], "step", *columns[2:])
     note = f"{_CLAIM_ROWS} of {len(wanted)} rows are shown." if len(wanted) > _CLAIM_ROWS else ""
     values = [(shorten(k, 80), _value(v)) for k, v in list(claim.values.items())[:_NAMES]]
     table = Table(f"Rows behind this claim ({shorten(claim.name, 80)})", columns, rows)
@@ -179,6 +183,8 @@ def _measured_facts(run: RunView) -> list[tuple[str, str]]:
     else:
         found.append(("loss", "none given"))
     found.append(("compared with", shorten(part.get("baseline") or "nothing", 60)))
+    if run.training is not None and run.training.steps:
+        found.append(("training step", f"{_count(run.training.last)}, the last of {len(run.training.steps)} measured"))
     return found
 
 
@@ -189,7 +195,8 @@ def subtitle(run: RunView) -> str:
     if run.layers is not None:
         part = run.part("measured")
         said = f"{_value(part['model'])}, measured layer by layer" if part.get("model") else "A model, layer by layer"
-        return said + (f" on {_count(part['samples'])} samples" if part.get("samples") is not None else "")
+        said += f" on {_count(part['samples'])} samples" if part.get("samples") is not None else ""
+        return said + (" during training" if run.training is not None else "")
     leaky, task = run.part("leaky"), run.part("task")
     parts = [
         f"Leaky ResNet with {_value(leaky.get('activation'))} activation" if leaky else "",

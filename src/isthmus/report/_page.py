@@ -105,7 +105,7 @@ def _render(views: Sequence[Any], budget: Any) -> str:
     sections = build_sections(views, budget)
     style, script = style_variables() + _resource("page.css"), _resource("page.js")
     numbers, absent = _numbers.shown_numbers(views)
-    panels = [panel for section in sections for figure in section.figures for panel in figure.panels]
+    panels = [panel for section in sections for figure in section.every_figure for panel in figure.panels]
     loader = jinja2.FunctionLoader(_resource)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
                                      trim_blocks=True, lstrip_blocks=True)  # fmt: skip
@@ -171,7 +171,7 @@ def save_charts(
         raise InputError("directory", str(target), f"a folder that can be made ({error.strerror})") from None
     written: list[Path] = []
     for section in build_sections(load_runs(_runs(run)), Budget()):
-        for figure in section.figures:
+        for figure in section.every_figure:
             for number, panel in enumerate(figure.panels):
                 name = figure.key if len(figure.panels) == 1 else f"{figure.key}-{number + 1}"
                 spec = _for_file(panel.spec, figure.title, panel.label or figure.source)

@@ -13,6 +13,7 @@ import polars as pl
 from isthmus._errors import InputError, RunFolderError
 from isthmus._records import COLUMNS, METRICS, Claim, RunFolder
 from isthmus.report._layers import ALIGNED, NAME_LIMIT, WHOLE_MODEL, middle, read_layers
+from isthmus.report._monitored import last_arrays, read_training
 from isthmus.report._reproduced import read_reproduction
 
 NOT_RECORDED = "not recorded by this run"
@@ -98,7 +99,8 @@ def evenly(n: int, limit: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, min(n, max(limit, 2))).round().astype(np.int64))
 
 
-def _reasons(rows: pl.DataFrame) -> tuple[str, ...]:
+def reasons_of(rows: pl.DataFrame) -> tuple[str, ...]:
+    """Why rows have no value, each reason once."""
     bad = rows.filter(pl.col("status") != "ok")
     if bad.is_empty():
         return ()
@@ -120,7 +122,10 @@ def _sound(claim: Any) -> Claim:
 
 
 class RunView:
-    """One run, loaded once. Files that are missing or broken become `problems`, not errors."""
+    """One run, loaded once. Files that are missing or broken become `problems`, not errors.
+
+    Of a monitored training `frame` and `arrays` hold the last measurement, `whole` the rows of every step.
+    """
 
     def __init__(self, folder: RunFolder, label: str = "") -> None:
         self.folder, self.run = folder, folder.run
@@ -135,11 +140,17 @@ class RunView:
         )
         table = self._load("metrics.parquet", folder.metrics, pl.DataFrame(schema=COLUMNS))
         self.layers = read_layers(self.run) if self.reproduction is None else None
-        self.frame = table.with_row_index("row").with_columns(
+        self.whole = table.with_row_index("row").with_columns(
             self._of().alias("of"),
             pl.col("note").fill_null("").str.extract(r"^gamma0=([0-9.eE+-]+)").cast(pl.Float64, strict=False)
             .alias("gamma0"),
         )  # fmt: skip
+        self.training = read_training(self.run, table)
+        self.frame = self.whole
+        if self.training is not None:
+            self.frame = self.whole.filter(self.training.counts())
+            self.arrays, said = last_arrays(self.arrays, self.training)
+            self.problems += [shorten(text) for text in (*self.training.problems, *said)]
 
     def _of(self) -> pl.Expr:
         """What a row is of: the beginning of the layer's name, or the list that a measured run gives of its layers."""
@@ -237,7 +248,7 @@ class RunView:
             pl.coalesce(pl.col(along), pl.col("index"), pl.int_range(pl.len())).cast(pl.Float64).alias("x"),
         ).sort("x", "index", maintain_order=True)
         label = name or metric.replace("_", " ")
-        reasons = _reasons(rows) if rows.height else (NOT_RECORDED,)
+        reasons = reasons_of(rows) if rows.height else (NOT_RECORDED,)
         kind = "epoch" if along == "step" else (of or "index")
         named = self.layers is not None and of in ("representation", "weight", "aligned")
         places = tuple(middle(name or "", NAME_LIMIT) for name in good["layer"]) if named else ()

@@ -9,6 +9,7 @@ import numpy as np
 
 from isthmus.report._figures import Budget, Figure, Recipe, Section, curve_figure, plane_figure, spectrum_figure
 from isthmus.report._measured import measured_sections
+from isthmus.report._monitoredfigures import during_training
 from isthmus.report._read import Curve, RunView, number
 from isthmus.report._reproducedfigures import reproduced_sections
 
@@ -245,9 +246,14 @@ def build_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
     """Every section of the page: a paper's figures, or what fits any model where a run is of one, and Leaky ResNets."""
     if len(runs) == 1 and runs[0].reproduction is not None:
         return reproduced_sections(runs[0], runs[0].reproduction, budget)
+    during = [
+        during_training(run, run.training, budget, order=order, several=len(runs) > 1)
+        for order, run in enumerate(runs)
+        if run.training is not None
+    ]
     any_model = measured_sections(runs, budget) if any(run.layers is not None for run in runs) else []
     measured_only = all(run.layers is not None for run in runs)
-    return [*any_model, *([] if measured_only else _leaky_sections(runs, budget))]
+    return [*during, *any_model, *([] if measured_only else _leaky_sections(runs, budget))]
 
 
 def _leaky_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
@@ -279,5 +285,8 @@ def _leaky_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
                 figures(_STATIONARITY, _STANDARD)),
         Section("path", "Layers and path", "Where the layers stand, and how fast the representation moves past them.",
                 [], [*figures(_STEPS, _SPEED), plane_figure(runs, budget), *figures(_JACOBIAN)]),
-        Section("training", "Training", "How the network got there.", [], figures(_LOSS, _SCORE, _SETTLING)),
+        # Only a training loop knows epochs; a monitored training has its steps in a section of its own.
+        *([] if all(run.training is not None for run in runs) else [
+            Section("training", "Training", "How the network got there.", [], figures(_LOSS, _SCORE, _SETTLING)),
+        ]),
     ]  # fmt: skip

@@ -80,6 +80,7 @@ def chart_config(theme: str, font: str = "system-ui, -apple-system, 'Segoe UI', 
             "reference": {"color": colours["text"], "strokeWidth": 1.2, "strokeDash": [4, 4]},
             "reference-label": {"color": colours["text"], "fontSize": 12},
             "thread": {"color": colours["muted"], "strokeWidth": 1.2},
+            "step-title": {"fill": colours["text"], "fontSize": 13, "fontWeight": 600},
             "end-mark": {"color": colours["text"], "strokeWidth": 2, "size": 170},
         },
     }  # fmt: skip

@@ -35,6 +35,8 @@
     tip.style.top = `${below ? event.clientY + 14 : event.clientY - box.height - 10}px`;
   }
 
+  const sliderOf = (element) => element.closest(".during")?.querySelector("input[type=range]");
+
   async function draw() {
     root.dataset.charts = "drawing";
     const name = theme();
@@ -45,6 +47,8 @@
       drawn.delete(element);
       // Legends wrap by the room there is; a square plot has one unit equally long on both axes.
       spec.params[0].value = element.clientWidth;
+      const slider = sliderOf(element);
+      if (slider) spec.params.find((param) => param.name === "at").value = Number(slider.value);
       const side = Math.max(180, Math.min(element.clientWidth - 84, 300));
       if (element.classList.contains("square")) spec.width = spec.height = side;
       else spec.width = element.clientWidth;
@@ -101,6 +105,52 @@
       link.download = `${element.dataset.name}.${button.dataset.format}`;
       link.click();
     });
+  }
+
+  // Sliders over training steps: without this the charts could not be drawn either, so they are hidden until now.
+  for (const box of document.querySelectorAll(".during")) {
+    const slider = box.querySelector("input[type=range]");
+    const button = box.querySelector(".slider button");
+    const output = box.querySelector("output");
+    const steps = slider.dataset.steps.split(" ");
+    let timer = 0;
+
+    function show() {
+      const step = steps[slider.value];
+      output.textContent = step;
+      slider.setAttribute("aria-valuetext", `step ${step}, ${Number(slider.value) + 1} of ${steps.length}`);
+      // In the queue behind a redrawing, and always of the newest value: a fast hand skips steps, and never lags.
+      queue = queue.then(async () => {
+        if (box.dataset.shown === slider.value) return;
+        const at = slider.value;
+        for (const element of box.querySelectorAll(".chart")) {
+          await drawn.get(element)?.view.signal("at", Number(at)).runAsync();
+        }
+        box.dataset.shown = at;
+      });
+    }
+
+    function stop() {
+      window.clearInterval(timer);
+      timer = 0;
+      button.textContent = "Play";
+    }
+
+    function next() {
+      slider.value = Number(slider.value) + 1;
+      show();
+      if (Number(slider.value) === steps.length - 1) stop();
+    }
+
+    button.addEventListener("click", () => {
+      if (timer) return stop();
+      if (Number(slider.value) === steps.length - 1) { slider.value = 0; show(); }
+      button.textContent = "Pause";
+      timer = window.setInterval(next, 700);
+    });
+    slider.addEventListener("input", () => { stop(); show(); });
+    box.querySelector(".slider").hidden = false;
+    show();
   }
 
   // Tables of layers: without this they are whole, in order of execution; with it they can be filtered and sorted.
