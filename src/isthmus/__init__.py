@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from isthmus.experiments import load as load
     from isthmus.models import LeakyResNet as LeakyResNet
     from isthmus.probe import Measurement as Measurement
+    from isthmus.probe import Monitor as Monitor
+    from isthmus.probe import lightning_callback as lightning_callback
     from isthmus.probe import measure as measure
+    from isthmus.probe import trainer_callback as trainer_callback
 
 _PUBLIC = {
     "IsthmusError": "isthmus._errors",
@@ -28,7 +31,10 @@ _PUBLIC = {
     "SavedModel": "isthmus.experiments",
     "load": "isthmus.experiments",
     "Measurement": "isthmus.probe",
+    "Monitor": "isthmus.probe",
+    "lightning_callback": "isthmus.probe",
     "measure": "isthmus.probe",
+    "trainer_callback": "isthmus.probe",
 }
 
 __all__ = [
@@ -38,9 +44,12 @@ __all__ = [
     "LeakyResNetClassifier",
     "LeakyResNetRegressor",
     "Measurement",
+    "Monitor",
     "SavedModel",
+    "lightning_callback",
     "load",
     "measure",
+    "trainer_callback",
 ]
 __version__ = "0.1.0"
 

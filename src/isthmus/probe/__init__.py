@@ -5,6 +5,8 @@ from isthmus.probe._alignment import Alignment as Alignment
 from isthmus.probe._alignment import AlignmentPeak as AlignmentPeak
 from isthmus.probe._alignment import LayerAlignment as LayerAlignment
 from isthmus.probe._alignment import align as align
+from isthmus.probe._callbacks import lightning_callback as lightning_callback
+from isthmus.probe._callbacks import trainer_callback as trainer_callback
 from isthmus.probe._dry_run import MeasurePlan as MeasurePlan
 from isthmus.probe._dry_run import plan_measure as plan_measure
 from isthmus.probe._loading import choose_arrays as choose_arrays
