@@ -20,6 +20,8 @@ from isthmus.probe._measurement import Measurement
 from isthmus.probe._one import Forward, first_batch, measure_one
 from isthmus.probe._options import options_of
 from isthmus.probe._path_model import path_model, path_of
+from isthmus.probe._pretrained import with_origin
+from isthmus.probe._pretrained_samples import PretrainedSamples
 from isthmus.probe._progress import progress_bar
 from isthmus.probe._select import BLOCKS
 
@@ -102,6 +104,8 @@ def measure(
         metrics=metrics, batch_size=batch_size, max_memory=max_memory, jacobian_samples=jacobian_samples, seed=seed,
     )  # fmt: skip
     check_alignment_samples(alignment_samples)
+    if isinstance(data, PretrainedSamples):
+        notes = [*notes, *data.notes]
     along = path_of(placed, path)
     started = time.perf_counter()
     if isinstance(placed, LeakyResNet) and path is None and forward is None and layers == BLOCKS and baseline is None:
@@ -133,7 +137,8 @@ def measure(
         main.numbers.write(table, lambda done, total: bar("spectra", done, total))
         if other is not None:
             other.numbers.write(table, lambda done, total: bar("baseline: spectra", done, total))
-        return assemble(placed, main, other, aligned, table, options, notes, time.perf_counter() - started)
+        found = assemble(placed, main, other, aligned, table, options, notes, time.perf_counter() - started)
+        return with_origin(found, data)
 
 
 def read_once(data: Any) -> bool:
