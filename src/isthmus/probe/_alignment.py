@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from isthmus._errors import InputError
 from isthmus._random import torch_generator
-from isthmus.probe._alignment_estimate import Estimated, estimate_layers
+from isthmus.probe._alignment_estimate import Estimated, EstimateSettings, estimate_layers
 from isthmus.probe._alignment_targets import centred_targets
 from isthmus.probe._one import Forward
 from isthmus.probe._options import options_of
 from isthmus.probe._progress import Progress, progress_bar
-from isthmus.probe._tangent_pass import collect
-from isthmus.probe._tangent_plan import LayerPlan, estimate_groups, exact_groups, plan_layers
+from isthmus.probe._tangent_features import FeatureStore
+from isthmus.probe._tangent_layers import TangentLayer
+from isthmus.probe._tangent_plan import LayerPlan, estimate_groups, exact_groups, plan_layers, take_exact
 from isthmus.probe._tangent_setting import TangentSetting, tangent_setting
 from isthmus.tangent import KernelAlignment, Peak, bootstrap_weights, find_peak, kernel_alignment, peak_sentence
 
@@ -167,6 +168,7 @@ def align(
     device: torch.device | str | None = None,
     method: str = "auto",
     probes: int = 64,
+    traced: bool | None = None,
     max_memory: float | int | None = None,
     bootstrap: int = 200,
     seed: int = 0,
@@ -198,8 +200,11 @@ def align(
         max_samples: samples to use at most.
         batch_size: samples per batch of data that are not batched yet.
         device: where to compute: a copy of the model is moved there; where the model is, if None.
-        method: `exact`, `estimate`, or `auto`: exact for each layer that fits into memory.
+        method: `exact`, `estimate`, or `auto`: exact for each layer that fits into memory, where that does not take
+            far longer than estimates.
         probes: of an estimate.
+        traced: whether estimates give the class-traced alignment, which takes them C backward passes for every fourth
+            probe; None for where C is at most 16. Exact ones always give it.
         max_memory: bytes to take at most; half of what is free, if None.
         bootstrap: resamplings of the samples, for standard errors and the peak; 0 for none.
         seed: of probes and resamplings.
@@ -216,21 +221,40 @@ def align(
         >>> len(found.layers)
         2
     """
+    with progress_bar(progress) as bar:
+        return align_within(
+            bar, model, data, targets=targets, layers=layers, forward=forward, max_samples=max_samples,
+            batch_size=batch_size, device=device, method=method, probes=probes, traced=traced, max_memory=max_memory,
+            bootstrap=bootstrap, seed=seed,
+        )  # fmt: skip
+
+
+def align_within(
+    bar: Progress,
+    model: nn.Module,
+    data: Any,
+    *,
+    method: str = "auto",
+    probes: int = 64,
+    traced: bool | None = None,
+    bootstrap: int = 200,
+    seed: int = 0,
+    layers: str | Sequence[str] = "*",
+    **given: Any,
+) -> Alignment:
+    """`align`, with a progress bar that is there already."""
     if method not in METHODS:
         raise InputError("method", method, f"one of {', '.join(METHODS)}")
     if isinstance(probes, bool) or probes < 4:
         raise InputError("probes", probes, "a whole number of at least 4")
     if isinstance(bootstrap, bool) or bootstrap < 0 or 0 < bootstrap < 50:
         raise InputError("bootstrap", bootstrap, "0, or at least 50 resamplings")
-    bare, options, notes = options_of(
-        model, layers=layers, targets=targets, loss=None, forward=forward, max_samples=max_samples, device=device,
-        metrics=None, batch_size=batch_size, max_memory=max_memory, jacobian_samples=0, seed=seed,
-    )  # fmt: skip
-    with progress_bar(progress) as bar, tangent_setting(bare, data, options) as setting:
+    bare, options, notes = options_of(model, layers=layers, seed=seed, **given)
+    with tangent_setting(bare, data, options) as setting:
         y, kind = centred_targets(setting.batches, setting.outputs)
-        plans = plan_layers(setting, setting.layers, method=method, probes=probes, draws=bootstrap)
         weights = bootstrap_weights(setting.n, bootstrap, torch_generator(seed, "alignment bootstrap"))
-        found, plans, memory = _computed(setting, plans, y, weights if bootstrap else None, method, probes, seed, bar)
+        work = _Work(setting, y, weights if bootstrap else None, method, EstimateSettings(probes, traced, seed), bar)
+        found, plans, memory = work.done()
         notes += [note for note in setting.notes if note not in notes]
     empty = torch.full((bootstrap, len(plans)), torch.nan, dtype=torch.float64)
     drawn, drawn_traced = empty.clone(), empty.clone()
@@ -248,43 +272,50 @@ def align(
     return Alignment(tuple(entries), setting.n, setting.outputs, kind, drawn, drawn_traced, memory, tuple(notes))
 
 
-def _computed(
-    setting: TangentSetting, plans: list[LayerPlan], y: Tensor, weights: Tensor | None, method: str, probes: int,
-    seed: int, bar: Progress,
-) -> tuple[dict[str, KernelAlignment | Estimated], list[LayerPlan], int]:  # fmt: skip
-    found: dict[str, KernelAlignment | Estimated] = {}
-    memory = 0
-    draws = 0 if weights is None else weights.shape[1]
-    done: list[LayerPlan] = []
-    waiting = plans
-    while waiting:
-        again: list[LayerPlan] = []
-        for group in exact_groups([p for p in waiting if p.exact], setting.limit):
-            memory = max(memory, sum(p.features for p in group) + max(p.work for p in group))
-            kinds = {p.layer.name: p.layer.kind for p in group}
-            stores = {p.layer.name: p.store(setting) for p in group}
-            sums = collect(setting, [p.layer for p in group], stores, y.to(setting.device, setting.dtype),
-                           lambda n: bar("gradients", n, setting.n))  # fmt: skip
-            for number, p in enumerate(group):
-                name = p.layer.name
-                store = stores.pop(name)
-                if p.layer.kind != kinds[name]:  # a later batch showed that it must be differentiated as a whole
-                    again.append(p)
-                    continue
-                numerator = float(sums.pop(name).square().sum())
-                found[name] = kernel_alignment(store.features(), y, numerator=numerator, weights=weights)
-                bar("kernels", number + 1, len(group))
-                done.append(p)
-        rest = [p for p in waiting if not p.exact]
-        for group in estimate_groups(rest, setting.limit):
-            memory = max(memory, sum(p.memory for p in group))
-            found |= estimate_layers(setting, [p.layer for p in group], y, group[0].probes, seed,
-                                     lambda d, total: bar("probes", d, total))  # fmt: skip
-            done += group
-        waiting = (
-            plan_layers(setting, [p.layer for p in again], method=method, probes=probes, draws=draws) if again else []
-        )
-    return found, sorted(done, key=lambda p: p.layer.order), memory
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """Alignments of the layers of a setting."""
+
+    setting: TangentSetting
+    y: Tensor
+    weights: Tensor | None
+    method: str
+    estimate: EstimateSettings
+    bar: Progress
+
+    def plans(self, layers: Sequence[TangentLayer]) -> list[LayerPlan]:
+        """How each layer is computed."""
+        passes = self.estimate.passes(self.y, self.setting.outputs)
+        draws = 0 if self.weights is None else self.weights.shape[1]
+        return plan_layers(self.setting, layers, method=self.method, probes=self.estimate.probes, draws=draws,
+                           passes=passes)  # fmt: skip
+
+    def done(self) -> tuple[dict[str, KernelAlignment | Estimated], list[LayerPlan], int]:
+        """Alignments by layer, how each was computed, in order of execution, and the most bytes planned at once."""
+        setting, found = self.setting, dict[str, KernelAlignment | Estimated]()
+        done: list[LayerPlan] = []
+        memory = 0
+
+        def take(plan: LayerPlan, store: FeatureStore, pulled: Tensor) -> None:
+            numerator = float(pulled.square().sum())
+            found[plan.layer.name] = kernel_alignment(
+                store.features(), self.y, numerator=numerator, weights=self.weights
+            )
+            done.append(plan)
+
+        waiting = list(setting.layers)
+        while waiting:
+            plans = self.plans(waiting)
+            exact, rest = [p for p in plans if p.exact], [p for p in plans if not p.exact]
+            for group in exact_groups(exact, setting.limit):
+                memory = max(memory, sum(p.features for p in group) + max(p.work for p in group))
+            waiting = take_exact(setting, exact, self.y.to(setting.device, setting.dtype), take, self.bar)
+            for group in estimate_groups(rest, setting.limit):
+                memory = max(memory, sum(p.memory for p in group))
+                with_probes = dataclasses.replace(self.estimate, probes=group[0].probes)
+                found |= estimate_layers(setting, [p.layer for p in group], self.y, with_probes, self.bar)
+                done += group
+        return found, sorted(done, key=lambda p: p.layer.order), memory
 
 
 def _entry(plan: LayerPlan, one: KernelAlignment | Estimated) -> LayerAlignment:

@@ -15,9 +15,8 @@ from isthmus._random import torch_generator
 from isthmus.probe._one import Forward
 from isthmus.probe._options import options_of
 from isthmus.probe._tangent_features import FeatureStore
-from isthmus.probe._tangent_layers import TangentLayer
 from isthmus.probe._tangent_pass import collect, gradients_of
-from isthmus.probe._tangent_plan import LayerPlan, exact_groups, plan_layers, size_text, trial
+from isthmus.probe._tangent_plan import LayerPlan, plan_layers, size_text, take_exact, trial
 from isthmus.probe._tangent_setting import TangentSetting, tangent_setting
 from isthmus.tangent import Eigenpairs, full_kernel, top_eigenpairs, traced_kernel
 
@@ -110,9 +109,8 @@ def tangent_kernel(
     if kind not in KINDS:
         raise InputError("kind", kind, f"one of {', '.join(KINDS)}")
     bare, options, notes = options_of(
-        model, layers="*" if layers is None else layers, targets=None, loss=None, forward=forward,
-        max_samples=max_samples, device=device, metrics=None, batch_size=batch_size, max_memory=max_memory,
-        jacobian_samples=0, seed=seed,
+        model, layers="*" if layers is None else layers, forward=forward, max_samples=max_samples, device=device,
+        batch_size=batch_size, max_memory=max_memory, seed=seed,
     )  # fmt: skip
     with tangent_setting(bare, data, options) as setting:
         wanted = setting.layers
@@ -124,27 +122,15 @@ def tangent_kernel(
         found: dict[str, Tensor] = {}
         methods: dict[str, str] = {}
 
-        def keep(plan: LayerPlan, store: FeatureStore) -> None:
+        def keep(plan: LayerPlan, store: FeatureStore, _sums: Tensor) -> None:
             made = store.features()
             found[plan.layer.name] = traced_kernel(made) if kind == "traced" else full_kernel(made)
             methods[plan.layer.name] = plan.method
 
         waiting = wanted
         while waiting:
-            again: list[TangentLayer] = []
-            plans = plan_layers(setting, waiting, method="exact", probes=0, draws=0,
-                                work=lambda n: held + 4 * 8 * n * n)  # fmt: skip
-            for group in exact_groups(plans, setting.limit):
-                kinds = {p.layer.name: p.layer.kind for p in group}
-                stores = {p.layer.name: p.store(setting) for p in group}
-                collect(setting, [p.layer for p in group], stores, _signs(setting, seed))
-                for p in group:
-                    store = stores.pop(p.layer.name)
-                    if p.layer.kind == kinds[p.layer.name]:
-                        keep(p, store)
-                    else:
-                        again.append(p.layer)
-            waiting = again
+            plans = plan_layers(setting, waiting, method="exact", work=lambda n: held + 4 * 8 * n * n)
+            waiting = take_exact(setting, plans, _signs(setting, seed), keep)
         kernels = {layer.name: found[layer.name] for layer in wanted}
         total = _sum(list(kernels.values()))
         notes += [note for note in setting.notes if note not in notes]
@@ -186,9 +172,8 @@ def tangent_trace(
         InputError: as `align`.
     """
     bare, options, _ = options_of(
-        model, layers="*" if layers is None else layers, targets=None, loss=None, forward=forward,
-        max_samples=max_samples, device=device, metrics=None, batch_size=batch_size, max_memory=None,
-        jacobian_samples=0, seed=seed,
+        model, layers="*" if layers is None else layers, forward=forward, max_samples=max_samples, device=device,
+        batch_size=batch_size, seed=seed,
     )  # fmt: skip
     with tangent_setting(bare, data, options) as setting:
         trial(setting, setting.layers)
@@ -242,9 +227,8 @@ def tangent_eigenpairs(
         InputError: as `align`; a `k` out of range; an operation that cannot be differentiated twice.
     """
     bare, options, _ = options_of(
-        model, layers="*" if layers is None else layers, targets=targets, loss=None, forward=forward,
-        max_samples=max_samples, device=device, metrics=None, batch_size=batch_size, max_memory=None,
-        jacobian_samples=0, seed=seed,
+        model, layers="*" if layers is None else layers, targets=targets, forward=forward, max_samples=max_samples,
+        device=device, batch_size=batch_size, seed=seed,
     )  # fmt: skip
     with tangent_setting(bare, data, options) as setting:
         parameters = [p for layer in setting.layers for p in layer.parameters.values() if p.requires_grad]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from isthmus._errors import InputError
+from isthmus.probe._progress import Progress
 from isthmus.probe._tangent_features import GRADIENTS, GRAMS, HELD, OUTER, PIECES, FeatureStore
 from isthmus.probe._tangent_layers import WHOLE, TangentLayer
 from isthmus.probe._tangent_pass import collect
@@ -16,6 +18,10 @@ from isthmus.probe._tangent_setting import TangentSetting
 from isthmus.tangent import PIECE_BYTES, OuterFeatures
 
 FEWEST_PROBES = 8
+MOST_MULTIPLICATIONS = 1e13
+"""Of exact kernels, unless an estimate takes nearly as many: some minutes on one core."""
+
+_TIMES_AN_ESTIMATE = 4
 _TRIED_OUTPUTS = 2
 _PASSING = 48
 """Multiplications that take as long as a number of a Gram being written, multiplied and summed."""
@@ -40,6 +46,7 @@ class LayerPlan:
         probes: number of probes, where it is not.
         method: in words.
         why: why so.
+        multiplications: of the work on it, where it is exact.
     """
 
     layer: TangentLayer
@@ -50,6 +57,7 @@ class LayerPlan:
     probes: int
     method: str
     why: str
+    multiplications: float | int = 0
 
     @property
     def memory(self) -> int:
@@ -172,13 +180,14 @@ def _forms(layer: TangentLayer, size: _Size, n: int, outputs: int, passing: int,
 
 
 def plan_layers(
-    setting: TangentSetting, layers: Sequence[TangentLayer], *, method: str, probes: int, draws: int,
-    work: Callable[[int], int] | None = None,
+    setting: TangentSetting, layers: Sequence[TangentLayer], *, method: str, probes: int = 0, draws: int = 0,
+    work: Callable[[int], int] | None = None, passes: int = 0,
 ) -> list[LayerPlan]:  # fmt: skip
     """Choose for every layer.
 
-    Exact where its features and the work on it fit into memory. Of Grams at positions (the forward one held or not)
-    and gradients (held or formed in pieces), that which takes the fewest multiplications of those that fit.
+    Exact where its features and the work on it fit into memory, and the multiplications of all layers are at most
+    `MOST_MULTIPLICATIONS`, or few times those of an estimate. Of Grams at positions (the forward one held or not) and
+    gradients (held or formed in pieces), that which takes the fewest multiplications of those that fit.
 
     Args:
         setting: model and data.
@@ -187,55 +196,102 @@ def plan_layers(
         probes: of an estimate.
         draws: bootstrap weightings.
         work: bytes of the work on one layer with n samples, instead of that of alignment.
+        passes: backward passes of an estimate.
 
     Raises:
         InputError: `exact` that does not fit, with the largest number of samples that would.
     """
     sizes = trial(setting, layers)
+    outputs, blocks = setting.outputs, setting.outputs * (setting.outputs + 1) // 2
 
     def shared(n: int) -> int:
         if work is not None:
             return work(n)
-        return 8 * (_BLOCKS * n * n + draws * n * (4 * setting.outputs + 4))
+        return 8 * (_BLOCKS * n * n + draws * n * (4 * outputs + 4))
 
     most = max(batch.size for batch in setting.batches)
 
     def need(layer: TangentLayer, n: int) -> _Form:
         size = sizes[layer.name]
-        forms = _forms(layer, size, n, setting.outputs, min(n, most) * size.passing, shared(n))
+        forms = _forms(layer, size, n, outputs, min(n, most) * size.passing, shared(n))
         fitting = [form for form in forms if form.bytes <= setting.limit]
         return min(fitting) if fitting else min(forms, key=lambda form: form.bytes)
 
+    chosen = [(layer, need(layer, setting.n)) for layer in layers]
+    fits = {layer.name: form.bytes <= setting.limit for layer, form in chosen}
+    a_pass = 3 * setting.n * sum(max(1, sizes[layer.name].positions) * layer.size for layer in layers)
+    costs = {layer.name: setting.n**2 * blocks * form.multiplications for layer, form in chosen if fits[layer.name]}
+    total, other = sum(costs.values()) + outputs * a_pass, passes * a_pass
+    slow = method == "auto" and total > max(MOST_MULTIPLICATIONS, _TIMES_AN_ESTIMATE * other)
     plans: list[LayerPlan] = []
-    for layer in layers:
-        form = need(layer, setting.n)
-        needed, fits = form.bytes, form.bytes <= setting.limit
-        if not fits and method == "exact":
+    for layer, form in chosen:
+        needed = form.bytes
+        if not fits[layer.name] and method == "exact":
             fitting = _largest(lambda n, one=layer: need(one, n).bytes <= setting.limit, setting.n)
             raise InputError("method", "exact", f"at most {size_text(setting.limit)}; {layer.name} needs "
                              f"{size_text(needed)} for {setting.n} samples", f"give max_samples={fitting}, raise "
                              "max_memory, or take method='auto'" if fitting >= 3 else
                              "raise max_memory, give a smaller batch_size, or take method='auto'")  # fmt: skip
-        exact = fits and method != "estimate"
-        if exact:
-            words = _WORDS[form.name]
+        if fits[layer.name] and method != "estimate" and not slow:
             why = f"{size_text(needed)} of {size_text(setting.limit)}"
             if layer.kind == WHOLE:
                 why += f"; of the whole model, one sample at a time: {layer.why}"
-            plans.append(LayerPlan(layer, form.name, form.features, form.work, True, 0, words, why))
+            plans.append(LayerPlan(layer, form.name, form.features, form.work, True, 0, _WORDS[form.name], why,
+                                   costs[layer.name]))  # fmt: skip
             continue
-        most_probes = setting.limit // max(8 * layer.size, 1) - 2
-        m = min(probes, most_probes)
+        m = min(probes, setting.limit // max(8 * layer.size, 1) - 2)
         if m < min(probes, FEWEST_PROBES):
             raise InputError("max_memory", size_text(setting.limit), f"at least "
                              f"{size_text(estimate_memory(layer, min(probes, FEWEST_PROBES)))}, for an estimate of "
                              f"{layer.name}", "leave that layer out with layers=, or give fewer probes")  # fmt: skip
-        why = "asked for" if method == "estimate" else (f"exact needs {size_text(needed)}, more than "
-                                                         f"{size_text(setting.limit)}")  # fmt: skip
+        why = f"exact needs {size_text(needed)}, more than {size_text(setting.limit)}"
+        if fits[layer.name]:
+            why = f"exact takes {total:.1e} multiplications in all layers, an estimate {other:.1e}"
+        why = "asked for" if method == "estimate" else why
         if m < probes:
             why += f"; {m} of {probes} probes fit"
         plans.append(LayerPlan(layer, form.name, form.features, form.work, False, m, f"estimate: {m} probes", why))
     return plans
+
+
+def take_exact(
+    setting: TangentSetting, plans: Sequence[LayerPlan], cotangent: Tensor,
+    take: Callable[[LayerPlan, FeatureStore, Tensor], None], progress: Progress | None = None,
+) -> list[TangentLayer]:  # fmt: skip
+    """Collect the features of layers, as many at once as fit, and hand each to `take`, with its `Jᵀv`.
+
+    Args:
+        setting: model and data.
+        plans: of layers that are exact.
+        cotangent: `v`, `(n, C)`.
+        take: what is done with one.
+        progress: shows how far.
+
+    Returns:
+        Layers whose gradients a later batch showed to be found by differentiating the whole model: to be planned anew.
+    """
+    again: list[TangentLayer] = []
+    taken = 0
+    for group in exact_groups(plans, setting.limit):
+        kinds = {p.layer.name: p.layer.kind for p in group}
+        stores = {p.layer.name: p.store(setting) for p in group}
+        said = None if progress is None else functools.partial(_said, progress, setting.n)
+        sums = collect(setting, [p.layer for p in group], stores, cotangent, said)
+        for p in group:
+            store, products = stores.pop(p.layer.name), sums.pop(p.layer.name)
+            if p.layer.kind != kinds[p.layer.name]:
+                again.append(p.layer)
+                continue
+            take(p, store, products)
+            del store
+            taken += 1
+            if progress is not None:
+                progress("alignment: kernels", taken, len(plans))
+    return again
+
+
+def _said(progress: Progress, total: int, done: int) -> None:
+    progress("alignment: gradients", done, total)
 
 
 def _largest(fits: Callable[[int], bool], most: int) -> int:
