@@ -38,6 +38,9 @@ MONITORED = (
 )  # fmt: skip
 """What a `Monitor` measures unless told otherwise: one forward pass, spectra, and the alignment."""
 
+BUDGET = 0.05
+MAX_SAMPLES = 256
+
 Observer = Callable[[int, nn.Module, Measurement], None]
 """`(step, model, measurement)`, called after every measurement; its time counts."""
 
@@ -122,11 +125,11 @@ class Monitor:
         layers: str | Sequence[str] = BLOCKS,
         schedule: str | int | Sequence[int] = "log",
         metrics: Collection[str] | None = None,
-        budget: float | int = 0.05,
+        budget: float | int = BUDGET,
         out: str | os.PathLike[str] | None = None,
         resume: bool = False,
         first_step: int | None = None,
-        max_samples: int | None = 256,
+        max_samples: int | None = MAX_SAMPLES,
         alignment_samples: int = 32,
         batch_size: int | None = None,
         max_memory: float | int | None = None,
@@ -187,6 +190,11 @@ class Monitor:
         return [] if self._folder is None else list(self._folder.steps)
 
     @property
+    def last_step(self) -> int:
+        """The last step that was counted."""
+        return self._at
+
+    @property
     def share(self) -> float | None:
         """Time spent measuring over time spent training, so far; None before the second step."""
         return self._ledger.share
@@ -239,6 +247,17 @@ class Monitor:
             return None
         return self._try(now)
 
+    def measure_now(self) -> Measurement | None:
+        """Measure after the last step, whatever it costs, unless that is done; returns what was measured now."""
+        if self._folder is None or self._closed or self._at in (*self._folder.steps[-1:], *self._folder.failed):
+            return None
+        return self._try(self._at)
+
+    def log_loss(self, step: int, loss: float | int, note: str = "") -> None:
+        """Record a training loss of which the mean is known already; it is written with the next measurement."""
+        if self._folder is not None:
+            self._folder.add_loss(step, float(loss), None, note)
+
     def finish(self, status: str = "complete") -> Path:
         """Measure a last time, write the page, and return its path. A second call does nothing.
 
@@ -246,13 +265,14 @@ class Monitor:
             status: of the run, for the record; only a `complete` one is measured a last time.
         """
         if not self._closed and self._folder is not None:
-            if status == "complete" and self._at not in (*self._folder.steps[-1:], *self._folder.failed):
-                self._try(self._at)
+            if status == "complete":
+                self.measure_now()
             self._closed = True
-            with self._guarded("the run folder could not be completed"):
+            with self._guarded(f"{self.path} could not be completed"):
                 self._write(status)
                 if self._scalars is not None:
                     self._scalars.close()
+                self._warned = False  # the page is another matter
                 write_page(self.path)
                 self._say()
         self._closed = True
@@ -346,7 +366,7 @@ class Monitor:
     def _warn(self, text: str) -> None:
         if not self._warned:
             self._warned = True
-            warnings.warn(f"{text}; the training goes on, and this is said once", MonitorWarning, stacklevel=4)
+            warnings.warn(f"{text}; the training goes on, and such a thing is said once", MonitorWarning, stacklevel=4)
 
     def _say(self) -> None:
         if not self._progress:
