@@ -221,8 +221,6 @@ def measure_one(
         if not any(one.track is not None for one in plan.sites):
             reasons = "; ".join(f"{one.site.label}: {one.why}" for one in plan.sites[:3])
             raise InputError("layers", layers_text(options.layers), "at least one module that can be measured", reasons)
-        if options.backward:
-            model.requires_grad_(False)  # gradients of activations only; embeddings start them anew (`run_pass`)
         label = f"{'baseline: ' if baseline else ''}batches"
         kept = _Kept(ready.first, ready.rest, options.jacobian_samples)
         result = run_pass(

@@ -279,6 +279,8 @@ def run_pass(
         InputError: data that does not fit, or a loss that does not depend on any activation.
         ModelError: the model raised an error.
     """
+    if loss is not None and backward:
+        model.requires_grad_(False)  # gradients of activations only; embeddings start them anew (`untouched` restores)
     collector = _Collector(plan, survey, handles, loss is not None and backward)
     done = number = weight = 0
     total = 0.0
