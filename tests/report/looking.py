@@ -32,11 +32,14 @@ OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clie
 
 @contextmanager
 def opened(
-    chromium: Any, page_file: Path, *, width: int = 1280, theme: str = "light", csp: bool = True
+    chromium: Any, page_file: Path, *, width: int = 1280, theme: str = "light", csp: bool = True, script: str = ""
 ) -> Iterator[Any]:
-    """The page, drawn; on leaving, it has asked for nothing, and the console is empty and no policy was violated."""
+    """The page, drawn, with `script` run before its own.
+
+    On leaving, it has asked for nothing, the console is empty, and no policy was violated.
+    """
     context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, bypass_csp=not csp)
-    context.add_init_script(WATCH)
+    context.add_init_script(WATCH + script)
     page = context.new_page()
     said: list[str] = []
     asked: list[str] = []

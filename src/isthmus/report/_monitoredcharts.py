@@ -55,7 +55,7 @@ def depth_at_step(history: History, *, y_title: str, log: bool, description: str
                 rows.append({"a": a, "s": track.name, "y": _short(row), "e": _short(error)})
     legend = _charts.legend_of(names, None) if len(names) > 1 else None
     if legend is not None:
-        legend.symbolType, legend.symbolSize = alt.Undefined, 70
+        legend.symbolType, legend.symbolSize, legend.symbolOpacity = alt.Undefined, 70, 1
     shapes = [SHAPES[k % len(SHAPES)] for k in range(len(names))]
 
     def base(choice: str) -> alt.Chart:
@@ -100,6 +100,7 @@ def heat_at_step(
         if any(share is not None for share in row["v"])
     ]
     spec = heat_map(names, rows, values.shape[2], description=description, chosen="datum.a === at")
+    spec["height"] = max(spec["height"], _HEIGHT - 80)
     return _with_slider(spec, steps, {})
 
 

@@ -64,7 +64,7 @@ def shown_claim(run: RunView, claim: Claim) -> ShownClaim:
     rows = [_claim_row(row) for row in found]
     columns = ("metric", "layer", "p", "value", "± stderr", "unit", "note")
     if run.training is not None:  # rows of several steps may stand behind one claim
-        rows = [(*row[:2], number(full["step"]), *row[2:]) for row, full in zip(rows, found, strict=True)]
+        rows = [(*row[:2], _value(full["step"]), *row[2:]) for row, full in zip(rows, found, strict=True)]
         columns = (*columns[:2], "step", *columns[2:])
     note = f"{_CLAIM_ROWS} of {len(wanted)} rows are shown." if len(wanted) > _CLAIM_ROWS else ""
     values = [(shorten(k, 80), _value(v)) for k, v in list(claim.values.items())[:_NAMES]]
