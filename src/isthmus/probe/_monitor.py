@@ -160,6 +160,7 @@ class Monitor:
         self.path = Path(out) if out is not None else fresh_folder(COMMAND)
         self._folder = MonitorFolder(self.path, resume=resume, first_step=first_step) if self._active else None
         self._scalars: Scalars | None = None
+        self._wants_scalars = tensorboard
         self._at = (first_step or 0) if self._folder is None else self._folder.first_step
         if self._folder is None:
             return
@@ -180,8 +181,6 @@ class Monitor:
         self._samples = samples
         start = self._start_clock()
         found = self._measured()
-        if tensorboard:
-            self._scalars = Scalars(self.path / "tensorboard")
         self._keep(found, start)
 
     @property
@@ -340,9 +339,13 @@ class Monitor:
                 rows = folder.add(at, found)
                 for observer in self.observers:
                     observer(at, self._model, found)
-                if self._scalars is not None:
-                    self._scalars.add(at, rows)
+            else:
+                rows = None
             self._write("running", _monitor_schedule.clock() - start)
+            if self._wants_scalars and rows is not None:
+                if self._scalars is None:  # not before there is a run folder
+                    self._scalars = Scalars(self.path / "tensorboard")
+                self._scalars.add(at, rows)
         finally:
             self._ledger.measured(start)
 

@@ -7,7 +7,7 @@ import itertools
 import operator
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 from isthmus._errors import InputError
 
@@ -34,8 +34,8 @@ class Schedule:
         if isinstance(given, str):
             if given != "log":
                 raise InputError("schedule", given, "'log', a number of steps, or a list of steps")
-        elif isinstance(given, Sequence) or hasattr(given, "__iter__"):
-            self._steps = _steps(list(cast("Sequence[Any]", given)))
+        elif isinstance(given, Sequence):
+            self._steps = _steps(list(given))
         else:
             self._every = _whole(given)
             if self._every < 1:

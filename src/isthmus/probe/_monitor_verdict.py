@@ -137,7 +137,7 @@ def _failures(table: pl.DataFrame, failed: Mapping[int, str]) -> list[Claim]:
         return []
     step, reason = min(failed.items())
     rows = table.with_row_index("row").filter(
-        pl.col("step").is_in(list(failed)) & (pl.col("status") == "failed") & (pl.col("layer") == "model")
+        pl.col("step").is_in(list(failed)) & (pl.col("metric") == "observations") & (pl.col("layer") == "model")
     )["row"]  # fmt: skip
     times = "One measurement" if len(failed) == 1 else f"{len(failed)} measurements"
     text = f"{times} failed, first at step {step}: {reason}"
