@@ -109,6 +109,40 @@ def test_the_traced_numerator_of_many_outputs_is_estimated() -> None:
     assert abs(float(z.mean())) < 1
 
 
+def test_with_more_outputs_than_probes_traces_are_estimated_and_the_traced_alignment_is_asked_for() -> None:
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 40)), torch.randn(30, 4)
+    y = torch.randn(30, 40)
+    right = align(model, x, targets=y, bootstrap=0, progress=False)
+    found = [align(model, x, targets=y, method="estimate", probes=32, seed=s, progress=False) for s in range(8)]
+    assert all(one.alignment_traced is None and "traced=True" in one.method_traced for one in found[0].layers)
+    pairs = [(one, other) for r in found for one, other in zip(r.layers, right.layers, strict=True)]
+    z = torch.tensor([(one.trace - other.trace) / one.trace_stderr for one, other in pairs])
+    # 16 deviations, of layers that share their probes, in units of errors from 32 probes
+    assert float(z.abs().max()) < 5
+    assert abs(float(z.mean())) < 1
+    assert float(z.abs().min()) > 0
+    asked = align(model, x, targets=y, method="estimate", probes=32, traced=True, progress=False)
+    for one, other in zip(asked.layers, right.layers, strict=True):
+        assert abs(one.alignment_traced - other.alignment_traced) < 5 * one.stderr_traced  # pyright: ignore
+    few = align(network(), x, targets=y[:, :3], method="estimate", probes=32, traced=False, progress=False)
+    assert all(one.alignment_traced is None for one in few.layers)
+
+
+def test_what_takes_far_longer_than_an_estimate_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    from isthmus.probe import _tangent_plan as plan
+
+    model, x, y = network(), torch.randn(400, 4), torch.arange(400) % 3
+    monkeypatch.setattr(plan, "MOST_MULTIPLICATIONS", 1e5)
+    found = align(model, x, targets=y, probes=8, progress=False)
+    assert all(one.method == "estimate: 8 probes" and "multiplications" in one.why for one in found.layers)
+    # 8 probes take 8 + 1 + 3 + 8·3 + 3·2 passes of 3·400·155 multiplications
+    assert "an estimate 7.8e+06" in found.layers[0].why
+    few = align(model, x[:5], targets=y[:5], probes=64, bootstrap=0, progress=False)
+    assert all(one.method.startswith("exact") for one in few.layers)  # an estimate would take as long
+    again = align(model, x, targets=y, method="exact", bootstrap=0, progress=False)
+    assert all(one.method.startswith("exact") for one in again.layers)
+
+
 def test_estimates_depend_on_the_seed_and_not_on_batches_or_random_states() -> None:
     model, x, y = network(), torch.randn(20, 4), torch.arange(20) % 3
     found = list[Any]()

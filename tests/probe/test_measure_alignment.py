@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import isthmus
 from isthmus._records import RunFolder
 from isthmus.cli import main
-from isthmus.probe import Measurement, align, tangent_eigenpairs
+from isthmus.probe import Measurement, align, plan_measure, tangent_eigenpairs
 
 METRICS = ("alignment", "alignment_traced", "tangent_trace", "tangent_top_eigenvalue")
 N = 20
@@ -42,7 +42,8 @@ def measure(model: nn.Module, data: Any, **how: Any) -> Measurement:
 
 
 def rows(found: Measurement, *metrics: str) -> list[dict[str, Any]]:
-    return found.table.filter(pl.col("metric").is_in(metrics or METRICS)).to_dicts()
+    own = found.table.filter(pl.col("baseline") == "")
+    return own.filter(pl.col("metric").is_in(metrics or METRICS)).to_dicts()
 
 
 def reason(found: Measurement) -> str:
@@ -77,7 +78,11 @@ def test_rows_are_the_numbers_of_align_on_the_first_samples() -> None:
     assert [row["metric"] for row in whole] == ["tangent_trace", "tangent_top_eigenvalue"]
     assert [row["value"] for row in whole] == pytest.approx([sum(one.trace for one in right.layers), top], rel=1e-5)
     assert whole[1]["value"] <= whole[0]["value"]
-    assert found.record["measured"]["aligned"] == ["0", "2", "3", "5"]
+    assert found.record["measured"]["aligned"] == [
+        {"name": name, "type": kind, "index": i, "position": i / 3, "width": parameters}
+        for i, (name, kind, parameters) in enumerate(
+            [("0", "Linear", 30), ("2", "Linear", 42), ("3", "LayerNorm", 12), ("5", "Linear", 21)])
+    ]  # fmt: skip
     assert found.record["configuration"]["alignment_samples"] == 15
 
 
@@ -189,6 +194,75 @@ def test_every_reason_why_there_is_none() -> None:
     assert reason(measure(model, x, targets=y, max_samples=2)) != ""
 
 
+def test_a_leaky_resnet_has_the_alignment_of_each_of_its_layers() -> None:
+    net = isthmus.LeakyResNet(4, 3, width=6, depth=4, effective_depth=2.0, steps="irregular")
+    with torch.no_grad():
+        net.bias.normal_()
+    x, y = task()
+    found = measure(net, x, targets=y)
+    given = rows(found, "alignment")
+    assert [row["layer"] for row in given] == ["weight.1", "weight.2", "weight.3", "weight.4"]
+    assert [row["index"] for row in given] == [1, 2, 3, 4]
+    p = net.positions()
+    assert [row["position"] for row in given] == pytest.approx(((p[1:] + p[:-1]) / 2).tolist())
+    # the dense Jacobian of the network itself, in its own parameters
+    named = {name: value.detach() for name, value in net.named_parameters()}
+    made = torch.func.jacrev(lambda w, b: torch.func.functional_call(net, {**named, "weight": w, "bias": b}, (x,)),
+                             argnums=(0, 1))(named["weight"], named["bias"])  # fmt: skip
+    target = nn.functional.one_hot(y, 3).double()
+    target -= target.mean(0)
+    for layer, row in enumerate(given):
+        j = torch.cat([made[0][:, :, layer].flatten(2), made[1][:, :, layer]], 2)  # (n, C, |θ|)
+        j = j - j.mean(0)
+        kernel = torch.einsum("icp,jdp->icjd", j, j).reshape(N * 3, N * 3)
+        right = target.flatten() @ kernel @ target.flatten() / kernel.norm() / target.square().sum()
+        assert row["value"] == pytest.approx(float(right), rel=1e-8)
+    assert "alignment" in [claim.name for claim in found.verdict]
+    assert rows(measure(net, x))[0]["note"] == "give targets, or a loss for those in the data"
+    assert rows(measure(net, x, targets=y, alignment_samples=0))[0]["note"] == "alignment_samples=0"
+
+
+def test_the_baseline_has_alignments_of_its_own() -> None:
+    model, fresh, (x, y) = network(), network(), task()
+    found = measure(model, x, targets=y, baseline=fresh)
+    other = align(fresh, x, targets=y, progress=False)
+    given = found.table.filter((pl.col("baseline") == "init") & (pl.col("metric") == "alignment"))
+    assert given["value"].to_list() == pytest.approx([one.alignment for one in other.layers], rel=1e-6)
+    assert [row["value"] for row in rows(found, "alignment")] != given["value"].to_list()
+    (claim,) = [claim for claim in found.verdict if claim.name == "alignment"]
+    assert f"Freshly initialised: {other.peak().text}." in claim.text
+    assert {found.table.row(row, named=True)["baseline"] for row in claim.rows} == {""}
+
+
+def test_a_traced_alignment_that_would_take_too_long_is_left_out_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from isthmus.probe import _tangent_plan as plan
+
+    monkeypatch.setattr(plan, "MOST_MULTIPLICATIONS", 0)
+    monkeypatch.setattr(plan, "_TIMES_AN_ESTIMATE", 0)
+    x = torch.randn(N, 4)
+    found = measure(network(20), x, targets=torch.arange(N) % 20)
+    assert {row["status"] for row in rows(found, "alignment")} == {"ok"}
+    traced = rows(found, "alignment_traced")
+    assert {row["status"] for row in traced} == {"skipped"}
+    assert all("traced=True" in row["note"] for row in traced)
+    assert all(row["stderr"] > 0 for row in rows(found, "alignment"))
+
+
+def test_a_dry_run_says_what_the_alignment_takes() -> None:
+    model, (x, y) = network(), task(40)
+    said = dict(plan_measure(model, x, targets=y, alignment_samples=30).lines())["alignment"]
+    assert said.startswith("30 samples, exact, 4 backward passes, about ")
+    assert said.endswith("MiB")
+    assert dict(plan_measure(model, x).lines())["alignment"] == "none: give targets, or a loss for those in the data"
+    wide = nn.Sequential(nn.Conv1d(1, 3, 1), nn.Tanh(), nn.Conv1d(3, 3, 1))
+    said = dict(plan_measure(wide, x[:, None], targets=torch.randint(0, 3, (40, 4))).lines())["alignment"]
+    assert said.startswith("none: model: got outputs of shape")
+    net = isthmus.LeakyResNet(4, 3, width=6, depth=4, effective_depth=2.0)
+    assert dict(plan_measure(net, x, targets=y).lines())["alignment"].startswith("40 samples, exact")
+
+
 def test_a_path_that_is_turned_off_is_aligned() -> None:
     x, y = task()
     found = measure(WithPath(), x, targets=y, path=False)
@@ -263,6 +337,7 @@ def test_the_page_has_the_chart_with_the_numbers_and_the_claim(tmp_path: Path) -
     top = max(values, key=lambda name: values[name])
     assert f"The alignment is largest, {values[top]:.3g}, at {top} (p" in page
     assert "Alignment with the targets (20 samples)" in page
+    assert "Every number of every module&#39;s tangent kernel" in page or "module's tangent kernel" in page
     measure(named, x).report(tmp_path / "bare.html")
     assert "give targets, or a loss for those in the data" in (tmp_path / "bare.html").read_text(encoding="utf-8")
 

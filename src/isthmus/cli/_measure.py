@@ -98,7 +98,7 @@ def measure(
     probe.check_alignment_samples(alignment_samples)
     if dry_run:
         console = Console()
-        for name, value in probe.plan_measure(network, samples, **common).lines():
+        for name, value in probe.plan_measure(network, samples, **common, alignment_samples=alignment_samples).lines():
             console.print(f"{name:<22}{escape(value)}", highlight=False, soft_wrap=True)
         for note in getattr(samples, "notes", ()):
             console.print(f"{'note':<22}{escape(note)}", highlight=False, soft_wrap=True)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from isthmus._errors import InputError
 from isthmus._records import Claim, MetricTable
-from isthmus.probe._alignment import Alignment, align
+from isthmus.models import LeakyResNet
+from isthmus.probe._alignment import Alignment, align_within, plan_alignment
 from isthmus.probe._one import MeasureOptions
-from isthmus.probe._progress import Progress
-from isthmus.probe._survey import ModelError
+from isthmus.probe._progress import Progress, duration
+from isthmus.probe._survey import ModelError, module_name
 from isthmus.probe._tangent import tangent_eigenpairs
 
 ALIGNMENT = ("alignment", "alignment_traced", "tangent_trace", "tangent_top_eigenvalue")
 """Metrics of the tangent kernels."""
+
+LEAKY = "weight.*"
+"""Layers of an unrolled Leaky ResNet."""
 
 _LEAST_SAMPLES = 3
 _LONGEST_REASON = 300
@@ -25,13 +31,26 @@ _LONGEST_REASON = 300
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """Samples asked for; alignments of the layers and the largest eigenvalue of the whole kernel over n, or reasons."""
+    """Samples asked for; alignments of the layers and the largest eigenvalue of the whole kernel over n, or reasons.
+
+    Attributes:
+        positions: where the layers stand, where that is not evenly.
+        first: number of the first layer.
+    """
 
     asked: int
     found: Alignment | None
     why: str
     top: float | None = None
     why_top: str = ""
+    positions: tuple[float, ...] | None = None
+    first: int = 0
+
+    def at(self, order: int) -> dict[str, Any]:
+        """Index and position of a layer."""
+        last = max(len(self.found.layers) - 1, 1) if self.found else 1
+        return {"index": self.first + order,
+                "position": order / last if self.positions is None else self.positions[order]}  # fmt: skip
 
 
 def check_alignment_samples(samples: int) -> int:
@@ -42,8 +61,9 @@ def check_alignment_samples(samples: int) -> int:
 
 
 def measured_alignment(
-    model: nn.Module, data: Any, options: MeasureOptions, samples: int, bar: Progress, *, along: bool
-) -> Aligned:
+    model: nn.Module, data: Any, options: MeasureOptions, samples: int, bar: Progress, *, along: bool = False,
+    layers: str = "*",
+) -> Aligned:  # fmt: skip
     """The alignment of every layer on the first samples (arXiv 2110.11749, docs/theory 4.1), where there can be one.
 
     Args:
@@ -53,6 +73,7 @@ def measured_alignment(
         samples: to use at most; 0 for none.
         bar: shows progress.
         along: whether a path is measured instead of layers.
+        layers: globs of the layers.
     """
     wanted = set(ALIGNMENT) if options.metrics is None else options.metrics & set(ALIGNMENT)
     reason = _why_not(data, options, samples, along=along)
@@ -61,18 +82,38 @@ def measured_alignment(
     bar("alignment", 0, None)
     use = samples if options.max_samples is None else min(samples, options.max_samples)
     given: dict[str, Any] = {"forward": options.forward, "max_samples": use, "batch_size": options.batch_size,
-                             "seed": options.seed}  # fmt: skip
+                             "seed": options.seed, "layers": layers}  # fmt: skip
     try:
-        found = align(model, data, targets=options.targets, max_memory=options.max_memory, progress=False, **given)
+        found = align_within(bar, model, data, targets=options.targets, max_memory=options.max_memory,
+                             traced=None if "alignment_traced" in wanted else False, **given)  # fmt: skip
     except (InputError, ModelError, RuntimeError) as error:  # an extra must not cost the rest of the measurement
         return Aligned(samples, None, _said(error), None, _said(error))
     if "tangent_top_eigenvalue" not in wanted:
         return Aligned(samples, found, "", None, "not asked for")
     try:
+        bar("alignment: largest eigenvalue", 0, None)
         top = float(tangent_eigenpairs(model, data, 1, targets=options.targets, **given).values[0]) / found.n
     except (InputError, ModelError, RuntimeError) as error:
         return Aligned(samples, found, "", None, _said(error))
     return Aligned(samples, found, "", top)
+
+
+def planned_alignment(model: nn.Module, data: Any, options: MeasureOptions, samples: int, *, along: bool) -> str:
+    """What the alignment of a measurement will take, in words, or why there will be none."""
+    leaky = isinstance(model, LeakyResNet)
+    reason = _why_not(data, options, samples, along=along and not leaky)
+    if reason:
+        return f"none: {reason}"
+    use = samples if options.max_samples is None else min(samples, options.max_samples)
+    try:
+        n, how, memory, seconds = plan_alignment(
+            UnrolledLeaky(model) if leaky else model, data, layers=LEAKY if leaky else "*", targets=options.targets,
+            max_memory=options.max_memory, forward=options.forward, max_samples=use, batch_size=options.batch_size,
+            seed=options.seed,
+        )  # fmt: skip
+    except (InputError, ModelError, RuntimeError) as error:
+        return f"none: {_said(error)}"
+    return f"{n} samples, {how}, about {duration(seconds)}, at most {memory / 2**20:.3g} MiB"
 
 
 def _said(error: Exception) -> str:
@@ -87,26 +128,56 @@ def _why_not(data: Any, options: MeasureOptions, samples: int, *, along: bool) -
     if options.loss_name == "model":
         return "the loss is the model's own: give targets and loss='cross_entropy' or 'square'"
     if along:
-        return "a path is measured; its layers share one tensor of weights, or are not modules"
+        return "a path is measured, whose steps are no modules: measure modules with path=False"
     if isinstance(data, Iterator):
         return "the data can be read only once; give tensors, a DataLoader, or a list of batches"
     return ""
 
 
-def record_alignment(table: MetricTable, aligned: Aligned, wanted: frozenset[str] | None) -> dict[str, list[int]]:
+def leaky_alignment(
+    model: LeakyResNet, x: Tensor, y: Tensor | None, options: MeasureOptions, samples: int, bar: Progress
+) -> Aligned:
+    """The alignment of the layers `W_ℓ, b_ℓ` of a Leaky ResNet, each as a linear layer of its own."""
+    modules = UnrolledLeaky(model)
+    options = dataclasses.replace(options, targets=y)
+    found = measured_alignment(modules, x, options, samples, bar, layers=LEAKY)
+    middles = tuple(((modules.positions[1:] + modules.positions[:-1]) / 2).tolist())
+    return dataclasses.replace(found, positions=middles, first=1)
+
+
+class UnrolledLeaky(nn.Module):
+    """A Leaky ResNet whose layers are modules `weight.1`, …, `weight.L` of their own, with equal outputs."""
+
+    def __init__(self, model: LeakyResNet) -> None:
+        super().__init__()
+        self.positions = model.positions()
+        self.ends = copy.deepcopy(model)
+        self.weight = nn.ModuleDict()
+        for i, w in enumerate(model.weight.detach()):
+            layer = nn.Linear(model.width, model.width, model.bias is not None, device=w.device, dtype=w.dtype)
+            layer.weight = nn.Parameter(w.clone())
+            if model.bias is not None:
+                layer.bias = nn.Parameter(model.bias.detach()[i].clone())
+            self.weight[str(i + 1)] = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The outputs."""
+        a, ends = self.ends.embed(x), self.ends
+        for rho, layer in zip(ends.layer_steps, self.weight.values(), strict=True):
+            a = (1 - rho * ends.effective_depth) * a + rho * layer(ends.activation(a))
+        return nn.functional.linear(a, ends.output_matrix)
+
+
+def record_alignment(
+    table: MetricTable, aligned: Aligned, wanted: frozenset[str] | None, baseline: str = ""
+) -> dict[str, list[int]]:
     """Rows of every layer, and of the whole model; returns their numbers by metric."""
     names = [name for name in ALIGNMENT if wanted is None or name in wanted]
     if aligned.found is None:
-        return {name: [table.skip(name, aligned.why, layer="model")] for name in names}
+        return {name: [table.skip(name, aligned.why, layer="model", baseline=baseline)] for name in names}
     found, rows = aligned.found, {name: list[int]() for name in names}
-    last = max(len(found.layers) - 1, 1)
-    for layer in found.layers:
-        where: dict[str, Any] = {
-            "layer": layer.name,
-            "index": layer.order,
-            "position": layer.order / last,
-            "n": found.n,
-        }
+    for order, layer in enumerate(found.layers):
+        where: dict[str, Any] = {"layer": layer.name, **aligned.at(order), "n": found.n, "baseline": baseline}
         spread = f"; standard error from {layer.error_from}" if layer.error_from else ""
         for name, value, error, method in (
             ("alignment", layer.alignment, layer.stderr, layer.method + spread),
@@ -117,30 +188,42 @@ def record_alignment(table: MetricTable, aligned: Aligned, wanted: frozenset[str
                 continue
             note = f"{method}; {layer.note}" if layer.note else method
             if value is None:
-                rows[name].append(table.skip(name, layer.note or "its centred kernel is zero", **where))
+                other = layer.method_traced if layer.alignment is not None else "its centred kernel is zero"
+                rows[name].append(table.skip(name, layer.note or other, **where))
             else:
                 rows[name].append(table.add(name, value, stderr=error, note=note, **where))
+    whole: dict[str, Any] = {"layer": "model", "n": found.n, "baseline": baseline}
     if "tangent_trace" in rows:
-        whole = sum(layer.trace for layer in found.layers)
-        rows["tangent_trace"].append(
-            table.add("tangent_trace", whole, layer="model", n=found.n, note="sum over layers")
-        )
+        total = sum(layer.trace for layer in found.layers)
+        error = math.hypot(*(layer.trace_stderr for layer in found.layers))
+        rows["tangent_trace"].append(table.add("tangent_trace", total, stderr=error, note="sum over layers", **whole))
     name = "tangent_top_eigenvalue"
     if name in rows:
         if aligned.top is None:
-            rows[name].append(table.skip(name, aligned.why_top, layer="model"))
+            rows[name].append(table.skip(name, aligned.why_top, **whole))
         else:
-            rows[name].append(table.add(name, aligned.top, layer="model", n=found.n, note="Lanczos, full kernel"))
+            rows[name].append(table.add(name, aligned.top, note="Lanczos, full kernel", **whole))
     return rows
 
 
-def alignment_claims(aligned: Aligned, rows: dict[str, list[int]]) -> list[Claim]:
-    """Which layers align most with the targets, and how sure that is."""
+def alignment_claims(aligned: Aligned, rows: dict[str, list[int]], other: Aligned | None = None) -> list[Claim]:
+    """Which layers align most with the targets, and how sure that is; the same of a baseline, where there is one."""
     found = aligned.found
     if found is None or "alignment" not in rows:
         return []
     peak = found.peak()
     text = f"Alignment with the targets ({found.n} samples): {peak.text}."
+    if other is not None and other.found is not None:
+        text += f" Freshly initialised: {other.found.peak().text}."
     values: dict[str, float | int | str | None] = {"layer": peak.layer, "first": peak.first, "last": peak.last,
                                                    "value": peak.value, "stderr": peak.stderr}  # fmt: skip
     return [Claim("alignment", text, "finding" if peak.clear else "none", tuple(rows["alignment"]), values)]
+
+
+def aligned_entries(model: nn.Module, aligned: Aligned) -> list[dict[str, Any]]:
+    """The layers that have an alignment, for the record."""
+    if aligned.found is None:
+        return []
+    types = {module_name(name): type(module).__name__ for name, module in model.named_modules()}
+    return [{"name": layer.name, "type": types.get(layer.name, ""), **aligned.at(order), "width": layer.parameters}
+            for order, layer in enumerate(aligned.found.layers)]  # fmt: skip

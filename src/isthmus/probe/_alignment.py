@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from isthmus.probe._options import options_of
 from isthmus.probe._progress import Progress, progress_bar
 from isthmus.probe._tangent_features import FeatureStore
 from isthmus.probe._tangent_layers import TangentLayer
+from isthmus.probe._tangent_pass import totals
 from isthmus.probe._tangent_plan import LayerPlan, estimate_groups, exact_groups, plan_layers, take_exact
 from isthmus.probe._tangent_setting import TangentSetting, tangent_setting
 from isthmus.tangent import KernelAlignment, Peak, bootstrap_weights, find_peak, kernel_alignment, peak_sentence
@@ -270,6 +273,55 @@ def align_within(
         drawn, drawn_traced = drawn[kept], drawn_traced[kept]
         entries = [_with_errors(e, drawn[:, i], drawn_traced[:, i]) for i, e in enumerate(entries)]
     return Alignment(tuple(entries), setting.n, setting.outputs, kind, drawn, drawn_traced, memory, tuple(notes))
+
+
+def plan_alignment(
+    model: nn.Module, data: Any, *, layers: str | Sequence[str] = "*", seed: int = 0, bootstrap: int = 200,
+    probes: int = 64, traced: bool | None = None, **given: Any,
+) -> tuple[int, str, int, float]:  # fmt: skip
+    """What `align` would do: samples, in which way, bytes at most, and seconds, from a trial on the first batch.
+
+    Raises:
+        InputError: as `align`.
+    """
+    bare, options, _ = options_of(model, layers=layers, seed=seed, **given)
+    with tangent_setting(bare, data, options) as setting:
+        y, _ = centred_targets(setting.batches, setting.outputs)
+        settings = EstimateSettings(probes, traced, seed)
+        work = _Work(setting, y, bootstrap_weights(setting.n, bootstrap, torch_generator(seed, "plan")), "auto",
+                     settings, lambda _stage, _done, _total: None)  # fmt: skip
+        plans = work.plans(setting.layers)
+        exact, rest = [p for p in plans if p.exact], [p for p in plans if not p.exact]
+        passes = (setting.outputs + 1) * bool(exact) + settings.passes(y, setting.outputs) * bool(rest)
+        seconds = sum(p.multiplications for p in exact) / _multiplications_per_second(setting)
+        seconds += passes * _seconds_of_a_pass(setting, y)
+        groups = [sum(p.features for p in g) + max(p.work for p in g) for g in exact_groups(exact, setting.limit)]
+        memory = max([*groups, *(sum(p.memory for p in g) for g in estimate_groups(rest, setting.limit))])
+        how = f"exact for {len(exact)} of {len(plans)} layers" if exact and rest else "exact" if exact else "estimated"
+        return setting.n, f"{how}, {passes} backward passes", memory, seconds
+
+
+_TRIED = 512
+
+
+def _multiplications_per_second(setting: TangentSetting) -> float:
+    a = torch.ones(_TRIED, _TRIED, dtype=setting.dtype, device=setting.device)
+    float((a @ a)[0, 0])
+    start = time.perf_counter()
+    float((a @ a)[0, 0])
+    return _TRIED**3 / (time.perf_counter() - start)
+
+
+def _seconds_of_a_pass(setting: TangentSetting, y: Tensor) -> float:
+    """A forward and a backward pass over all samples, from one over the first batch."""
+    first = setting.batches[0]
+    seconds = math.inf
+    for _ in range(2):
+        start = time.perf_counter()
+        found = totals(setting.run(first), setting.layers, y[: first.size].to(setting.device, setting.dtype))
+        sum(float(g.flatten()[0]) for one in found.values() for g in one.values())
+        seconds = min(seconds, time.perf_counter() - start)
+    return seconds * setting.n / first.size
 
 
 @dataclasses.dataclass(frozen=True)

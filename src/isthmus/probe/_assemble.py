@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import fnmatch
 import math
@@ -16,7 +17,14 @@ from isthmus._errors import InputError
 from isthmus._records import Claim, MetricTable
 from isthmus.geometry import DEFAULT_GAMMA0
 from isthmus.models import LeakyResNet
-from isthmus.probe._aligned import ALIGNMENT, Aligned, alignment_claims, record_alignment
+from isthmus.probe._aligned import (
+    ALIGNMENT,
+    Aligned,
+    aligned_entries,
+    alignment_claims,
+    leaky_alignment,
+    record_alignment,
+)
 from isthmus.probe._batches import Batch, Batches
 from isthmus.probe._guard import untouched
 from isthmus.probe._losses import loss_of
@@ -25,6 +33,7 @@ from isthmus.probe._measurement import Measurement
 from isthmus.probe._model_verdict import model_verdict, passage_of
 from isthmus.probe._numbers import REPRESENTATION, WEIGHT, why_not
 from isthmus.probe._one import JACOBIAN, Measured, MeasureOptions, layers_text
+from isthmus.probe._progress import Progress
 from isthmus.probe._select import BLOCKS
 from isthmus.probe._verdict import path_verdict
 from isthmus.tangent import MapJacobian
@@ -111,6 +120,7 @@ def assemble(
     main: Measured,
     other: Measured | None,
     aligned: Aligned,
+    aligned_other: Aligned | None,
     table: MetricTable,
     options: MeasureOptions,
     notes: Sequence[str],
@@ -123,6 +133,7 @@ def assemble(
         main: what was measured of it.
         other: what was measured of the baseline.
         aligned: how its layers align with the targets.
+        aligned_other: how those of the baseline do.
         table: with the rows of their representations.
         options: as given.
         notes: what was decided on the way.
@@ -148,11 +159,13 @@ def assemble(
         table.skip("observations", one["reason"], layer=one["name"])
     rows = _record_model(table, main, options)
     kernels = record_alignment(table, aligned, options.metrics)
+    if aligned_other is not None:
+        record_alignment(table, aligned_other, options.metrics, "init")
     numbers = main.numbers
     for name, found in rows.items():
         numbers.rows.setdefault(name, {})["model"] = found
     claims = model_verdict(numbers, main.weights, main.jacobian, None if other is None else other.numbers)
-    said = alignment_claims(aligned, kernels)
+    said = alignment_claims(aligned, kernels, aligned_other)
     at = len(claims) - 1 if claims and claims[-1].name == "advice" else len(claims)
     claims[at:at] = said
     arrays = numbers.arrays(main.weights)
@@ -174,7 +187,7 @@ def assemble(
         "model": type(model).__name__, "parameters": sum(p.numel() for p in model.parameters()),
         "samples": numbers.result.samples, "layers": layers_text(options.layers),
         "loss": options.loss_name or None, "baseline": "" if other is None else "init", "sites": layers,
-        "aligned": [] if aligned.found is None else [layer.name for layer in aligned.found.layers],
+        "aligned": aligned_entries(model, aligned),
         "weights": weights, "skipped": everything_else, "seconds": round(seconds, 3),
     }  # fmt: skip
     record = _record(model, options, {"measured": measured})
@@ -198,8 +211,9 @@ def _record(model: nn.Module, options: MeasureOptions, extra: dict[str, Any]) ->
 
 
 def measure_leaky(
-    model: LeakyResNet, data: Any, options: MeasureOptions, notes: Sequence[str], *, ridge: float | int | None
-) -> Measurement:
+    model: LeakyResNet, data: Any, options: MeasureOptions, notes: Sequence[str], bar: Progress, *,
+    ridge: float | int | None, alignment_samples: int,
+) -> Measurement:  # fmt: skip
     """A Leaky ResNet along its path, in float64 on a copy of it (`measure_path`)."""
     ridge = None if ridge is None else float(ridge)
     metrics = check_metrics(options.metrics, ridge=ridge, effective_depth=model.effective_depth)
@@ -230,6 +244,12 @@ def measure_leaky(
     claims: list[Claim] = path_verdict(
         found, rows, why_no_momenta=NO_LEAK if model.effective_depth == 0 else NO_MOMENTA
     )
+    with untouched(model, options.seed):
+        exact = copy.deepcopy(model).double()
+    inputs, labels = x.double(), None if y is None else y.double() if y.is_floating_point() else y
+    aligned = leaky_alignment(exact, inputs, labels, options, alignment_samples, bar)
+    kernels = record_alignment(table, aligned, options.metrics)
+    claims += alignment_claims(aligned, kernels)
     nodes = found.geometry.positions.tolist()
     layers = [{"name": f"representation.{i}", "type": "LeakyResNet", "kind": "path", "index": i, "position": p,
                "width": model.width} for i, p in enumerate(nodes)]  # fmt: skip
@@ -237,5 +257,6 @@ def measure_leaky(
              "depth": model.depth, "effective_depth": model.effective_depth, "ridge": ridge,
              "gamma0": DEFAULT_GAMMA0}  # fmt: skip
     record = _record(model, dataclasses.replace(options, layers="path"), {"leaky": leaky})
+    record["configuration"]["alignment_samples"] = alignment_samples
     arrays: dict[str, np.ndarray] = found.arrays()
     return Measurement(table.frame(), claims, arrays, layers, [], [*notes, *batches.notes], record)

@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from isthmus.probe._aligned import check_alignment_samples, planned_alignment
 from isthmus.probe._one import Forward, prepared
 from isthmus.probe._options import options_of
 from isthmus.probe._pass import run_pass
+from isthmus.probe._path_model import path_of
+from isthmus.probe._progress import duration
 from isthmus.probe._select import BLOCKS
 
 _TRIED = 384
@@ -33,6 +36,7 @@ class MeasurePlan:
         limit: bytes they may take.
         seconds_pass: time of the pass; None without a number of samples.
         seconds_spectra: time of the eigenvalues.
+        alignment: what the alignment of the layers will take, or why there will be none.
     """
 
     model: str
@@ -44,6 +48,7 @@ class MeasurePlan:
     limit: int
     seconds_pass: float | None
     seconds_spectra: float
+    alignment: str
 
     def lines(self) -> list[tuple[str, str]]:
         """Name and value, as they are printed."""
@@ -53,14 +58,11 @@ class MeasurePlan:
             ("samples", "not said by the data" if self.samples is None else str(self.samples)),
             ("representations", f"{self.measured}, the widest {self.widest[0]} with {self.widest[1]} features"),
             ("memory", f"{self.memory / 2**20:.3g} MiB for second moments (at most {self.limit / 2**20:.4g} MiB)"),
-            ("time", "unknown" if total is None else f"about {_duration(total)} ({_duration(self.seconds_pass or 0.0)} "
-                     f"for the pass, {_duration(self.seconds_spectra)} for spectra)"),
+            ("time", "unknown" if total is None else f"about {duration(total)} ({duration(self.seconds_pass or 0.0)} "
+                     f"for the pass, {duration(self.seconds_spectra)} for spectra)"),
+            ("alignment", self.alignment),
         ]  # fmt: skip
         return found + [(f"skipped: {name}", reason) for name, reason in self.skipped]
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.2g} s" if seconds < 90 else f"{seconds / 60:.2g} min"
 
 
 def plan_measure(
@@ -76,13 +78,14 @@ def plan_measure(
     metrics: Collection[str] | None = None,
     batch_size: int | None = None,
     max_memory: float | int | None = None,
+    alignment_samples: int = 128,
     seed: int = 0,
 ) -> MeasurePlan:
     """Run one batch, time it, and say what `measure` with the same arguments will take.
 
     Memory is exact (8 bytes for each entry of each second moment). Time is one batch times their number, and the
-    eigenvalues of one small matrix times the third power of the widths; the Jacobian and the alignment are not in
-    it.
+    eigenvalues of one small matrix times the third power of the widths; that of the alignment is said beside it. The
+    Jacobian is not in it.
 
     Raises:
         InputError: as `measure`.
@@ -91,6 +94,7 @@ def plan_measure(
         model, layers=layers, targets=targets, loss=loss, forward=forward, max_samples=max_samples, device=device,
         metrics=metrics, batch_size=batch_size, max_memory=max_memory, jacobian_samples=0, seed=seed,
     )  # fmt: skip
+    check_alignment_samples(alignment_samples)
     with prepared(bare, data, options) as ready:
         skipped = [(one.site.label, one.why) for one in ready.plan.sites if one.track is None]
         seconds = math.inf
@@ -103,6 +107,7 @@ def plan_measure(
         total = ready.batches.total
         widths = [(one.site.label, one.track.width) for one in ready.plan.sites if one.track is not None]
         size = ready.first.size
+    alignment = planned_alignment(bare, data, options, alignment_samples, along=path_of(bare, None) is not None)
     return MeasurePlan(
         model=type(bare).__name__,
         samples=total,
@@ -113,6 +118,7 @@ def plan_measure(
         limit=ready.plan.limit,
         seconds_pass=None if total is None else seconds * math.ceil(total / size),
         seconds_spectra=_spectra_seconds([track.width for track in ready.plan.tracks]),
+        alignment=alignment,
     )
 
 

@@ -109,7 +109,8 @@ def measure(
     along = path_of(placed, path)
     started = time.perf_counter()
     if isinstance(placed, LeakyResNet) and path is None and forward is None and layers == BLOCKS and baseline is None:
-        return measure_leaky(placed, data, options, notes, ridge=ridge)
+        with progress_bar(progress) as bar:
+            return measure_leaky(placed, data, options, notes, bar, ridge=ridge, alignment_samples=alignment_samples)
     if options.metrics is not None and options.metrics - EVERYWHERE:
         raise InputError("metrics", sorted(options.metrics - EVERYWHERE)[0], "a metric of any model (this one is of a "
                          "Leaky ResNet, or of training)", f"known: {', '.join(sorted(EVERYWHERE))}")  # fmt: skip
@@ -126,18 +127,21 @@ def measure(
             first = first_batch(placed, data, options)
             subject, options = path_model(placed, along, first), dataclasses.replace(options, layers="path.*")
         main = measure_one(subject, data, options, bar)
-        other = None
+        other = aligned_other = None
         if baseline is not None:
             fresh = fresh_model(placed, baseline, options.seed)
             again = path_of(fresh, path)
             subject = fresh if again is None else path_model(fresh, again, first_batch(fresh, data, options))
             other = measure_one(subject, data, options, bar, baseline="init", jacobian=False)
+            aligned_other = measured_alignment(fresh, data, options, alignment_samples, bar, along=again is not None)
         aligned = measured_alignment(placed, data, options, alignment_samples, bar, along=along is not None)
         table = MetricTable()
         main.numbers.write(table, lambda done, total: bar("spectra", done, total))
         if other is not None:
             other.numbers.write(table, lambda done, total: bar("baseline: spectra", done, total))
-        found = assemble(placed, main, other, aligned, table, options, notes, time.perf_counter() - started)
+        found = assemble(
+            placed, main, other, aligned, aligned_other, table, options, notes, time.perf_counter() - started
+        )
         return with_origin(found, data)
 
 

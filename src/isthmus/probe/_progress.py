@@ -37,3 +37,8 @@ def progress_bar(shown: bool) -> Generator[Progress]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words, to two digits."""
+    return f"{seconds:.2g} s" if seconds < 90 else f"{seconds / 60:.2g} min"

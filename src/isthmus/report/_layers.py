@@ -47,11 +47,12 @@ class Skipped:
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-    """What a run measured, in order of execution, and what it left out."""
+    """What a run measured, in order of execution, and what it left out; `aligned` are modules with tangent kernels."""
 
     sites: tuple[Layer, ...]
     weights: tuple[Layer, ...]
     skipped: tuple[Skipped, ...]
+    aligned: tuple[Layer, ...] = ()
 
 
 def middle(text: str, limit: int) -> str:
@@ -141,4 +142,5 @@ def read_layers(run: Mapping[str, Any]) -> Layers | None:
         Skipped(text_of(entry.get("name")), text_of(entry.get("type")), text_of(entry.get("reason")) or "no reason")
         for entry in _entries(part.get("skipped"))
     )
-    return Layers(_layers(part.get("sites"), "layer"), _layers(part.get("weights"), "weight"), skipped)
+    return Layers(_layers(part.get("sites"), "layer"), _layers(part.get("weights"), "weight"), skipped,
+                  _layers(part.get("aligned"), "aligned"))  # fmt: skip

@@ -142,7 +142,7 @@ def _table(run: RunView, of: str, layers: Sequence[Layer], limit: int, *, key: s
 
 
 def layer_tables(runs: Sequence[RunView], limit: int) -> list[LayerTable]:
-    """Two tables per measured run: of its representations and of its weights, where there are any."""
+    """Up to three tables per measured run: of representations, of weights, of modules with tangent kernels."""
     tables: list[LayerTable] = []
     for number_, run in enumerate(runs):
         if run.layers is None:
@@ -150,6 +150,7 @@ def layer_tables(runs: Sequence[RunView], limit: int) -> list[LayerTable]:
         for of, layers, what, size in (
             ("representation", run.layers.sites, "measured representation", "width"),
             ("weight", run.layers.weights, "weight matrix", "shape"),
+            ("aligned", run.layers.aligned, "module's tangent kernel", "parameters"),
         ):
             if layers:
                 key = f"layers-{number_}-{of}"
