@@ -68,7 +68,7 @@ def measure(
     from isthmus._records import check_new_folder
 
     given = _arguments(arguments)
-    directory = Path(model).is_dir()
+    directory = Path(model).is_dir() or (":" not in model and (text is not None or images is not None))
     asked = DirectoryOptions(text, images, text_column, labels, max_length, dtype, trust_remote_code)
     check_belongs(directory, {"data": data, "weights": weights, "arguments": given, "inputs": inputs,
                               "targets": targets, **vars(asked)})  # fmt: skip
@@ -132,7 +132,8 @@ def _from_factory(
 
     if data is None:
         if ":" not in model:
-            probe.load_factory(model)  # says what a model is named by
+            raise InputError("model", model, "package.module:factory, file.py:factory, or the directory of a Hugging "
+                             "Face model (there is no such directory)")  # fmt: skip
         raise InputError("data", "nothing", "a file of samples (--data) for a factory")
     arrays = probe.load_arrays(data)
     samples: Any

@@ -194,7 +194,7 @@ def open_tokenizer(place: Path, *, trusted: bool = False) -> Any:
                 str(place), local_files_only=True, trust_remote_code=trusted
             )
     except Exception as error:
-        raise _unread(place, "tokenizer", error) from error
+        raise _unread(place, "tokenizer", "tokenizer_config.json", error) from error
 
 
 def open_image_processor(place: Path, *, trusted: bool = False) -> Any:
@@ -213,11 +213,12 @@ def open_image_processor(place: Path, *, trusted: bool = False) -> Any:
                 str(place), local_files_only=True, trust_remote_code=trusted
             )
     except Exception as error:
-        raise _unread(place, "image processor", error) from error
+        raise _unread(place, "image processor", "preprocessor_config.json", error) from error
 
 
-def _unread(place: Path, what: str, error: Exception) -> InputError:
-    if "trust_remote_code" in str(error):
+def _unread(place: Path, what: str, file: str, error: Exception) -> InputError:
+    brings_code = (place / file).is_file() and '"auto_map"' in (place / file).read_text(encoding="utf-8")
+    if brings_code or "trust_remote_code" in str(error):
         return InputError("trust_remote_code", False, f"True for {place}, whose {what} is code in its own directory; "
                           "that code was not run",
                           _IF_TRUSTED)  # fmt: skip

@@ -108,7 +108,7 @@ def class_numbers(values: Sequence[Any], config: Any) -> tuple[list[int], str]:
             raise InputError("labels", wrong, f"class numbers from 0 to {count - 1}, of this model of {count} classes")
         return [int(v) for v in values], ""
     if not all(isinstance(v, str) for v in values):
-        odd = next(v for v in values if not isinstance(v, str))
+        odd = next((v for v in values if not isinstance(v, (str, int))), values[0])
         raise InputError("labels", odd, "class numbers or class names", "numbers to fit need a model of one label")
     known = {str(name): int(number) for name, number in cast("Mapping[Any, Any]", config.label2id or {}).items()}
     folded = {name.casefold(): number for name, number in known.items()}
