@@ -220,13 +220,17 @@ def test_tables_hold_every_step_of_every_layer(section: Section) -> None:
 
 
 def test_answers_say_what_changed_most(section: Section) -> None:
-    said = {f.key: " ".join(text for _, text in f.answers) for f in section.every_figure}
+    said = {f.key: " ".join(text for _, text in f.answers).replace("\u00a0", " ") for f in section.every_figure}
     first, last = rank(0, 3, 6), rank(512, 3, 6)
-    assert f"falls most at blocks.2, from {first:.3g} to {last:.3g} and rises most at blocks.4" in said["during-ranks"]
-    assert said["during-alignment"] == (
-        "The largest alignment: 0.055 ± 0.03 at blocks.4 at step 0, and 0.532 ± 0.022 at blocks.2 at step 512."
+    assert (
+        f"falls most at layer blocks.2, from {first:.3g} to {last:.3g} and rises most at layer blocks.4"
+        in said["during-ranks"]
     )
-    assert "48 at step 0 and 27 at step 512 in blocks.2" in said["during-spectra"]
+    assert said["during-alignment"] == (
+        "The largest alignment: 0.055 ± 0.03 at layer blocks.4 at step 0, and 0.532 ± 0.022 at layer blocks.2 at step "
+        "512."
+    )
+    assert "48 at step 0 and 27 at step 512 in layer blocks.2" in said["during-spectra"]
     assert said["moves-by-step"].endswith("it falls nowhere.")
 
 
@@ -328,6 +332,18 @@ def test_a_layer_of_some_steps_only_keeps_its_place(tmp_path: Path) -> None:
     assert heat[1, 3] == pytest.approx(spectrum(8, 1, 2, 48)[0], rel=5e-5)
     assert [row["n"] for row in _rows(section, "ranks-by-step")] == ["in", "gone", "new", "out"]
     assert _rows(section, "ranks-by-step")[1]["x"] == [0]
+
+
+def test_rows_of_arrays_have_the_names_that_the_run_gives_them(tmp_path: Path) -> None:
+    names = {0: ["in", "gone", "out"], 8: ["in", "out"]}
+    run = monitored(tmp_path / "run", names, steps=(0, 8), monitor={"sites": ["in", "gone", "out"]})
+    arrays = run.arrays()
+    short = arrays["steps/8/spectra/representation_centred"]
+    full = np.stack([short[0], np.full_like(short[0], np.nan), short[1]])
+    run.write_arrays(arrays | {"steps/8/spectra/representation_centred": full})
+    heat = {(row["a"], row["k"]): row["t"] for row in _rows(_during(run), "during-spectra")}
+    assert set(heat) == {(0, 0), (0, 1), (0, 2), (1, 0), (1, 2)}
+    assert heat[1, 2] == pytest.approx(spectrum(8, 1, 2, 48)[0], rel=5e-5)
 
 
 def test_missing_values_are_blank_and_without_alignment_there_is_no_such_chart(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import polars as pl
 
 from isthmus._records import METRICS
 from isthmus.report._layers import distinct
-from isthmus.report._monitored import arrays_at, measured_row
+from isthmus.report._monitored import arrays_at, measured_row, names_of_rows
 from isthmus.report._read import NOT_RECORDED, RunView, number, reasons_of
 
 _OF_LAYERS = tuple(name for name, metric in METRICS.items() if metric.of == "representation")
@@ -149,13 +149,16 @@ def spectra_history(run: RunView, array: str) -> SpectraHistory:
     rows = _of_kind(run, _rows(run), "representation")
     layers, positions = _order(rows)
     place = {name: k for k, name in enumerate(layers)}
+    listed = names_of_rows(run.part("monitor"))
     found: list[tuple[int, list[str], np.ndarray]] = []
     why: dict[str, list[int]] = {}
     for moment, step in enumerate(steps):
-        names = _order(rows.filter((pl.col("step") == step) & pl.col("index").is_not_null()))[0]
         values = arrays_at(run.arrays, step).get(array)
         if values is None and moment == len(steps) - 1:
             values = run.arrays.get(array)
+        own = _order(rows.filter((pl.col("step") == step) & pl.col("index").is_not_null()))[0]
+        # Rows are those layers that any step measured, where the run names them, else those of the step itself.
+        names = listed if values is not None and values.shape[:1] == (len(listed),) else own
         reason = _unfit(values, array, len(names))
         if reason or values is None:
             why.setdefault(reason, []).append(step)
@@ -164,7 +167,8 @@ def spectra_history(run: RunView, array: str) -> SpectraHistory:
     width = max((values.shape[1] for _, _, values in found), default=0)
     together = np.full((len(steps), len(layers), width), np.nan)
     for moment, names, values in found:
-        together[moment, [place[name] for name in names], : values.shape[1]] = values
+        known = [row for row, name in enumerate(names) if name in place]
+        together[moment, [place[names[row]] for row in known], : values.shape[1]] = values[known]
     reasons = tuple((_some(missing), reason) for reason, missing in why.items())
     return SpectraHistory(steps, tuple(distinct(layers)), positions, together, reasons)
 

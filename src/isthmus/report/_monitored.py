@@ -109,6 +109,12 @@ def read_training(run: Mapping[str, Any], table: pl.DataFrame) -> Training | Non
     )  # fmt: skip
 
 
+def names_of_rows(part: Mapping[str, Any]) -> list[str]:
+    """The layers whose spectra are the rows of the arrays of every step, where the run names them."""
+    found: object = part.get("sites")
+    return [text_of(name) for name in cast("list[object]", found)] if isinstance(found, list) else []
+
+
 def arrays_at(arrays: Mapping[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
     """The arrays that were kept of one step, under their usual names."""
     prefix = f"steps/{step}/"

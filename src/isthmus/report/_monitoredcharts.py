@@ -27,6 +27,7 @@ LEGEND_UP_TO = 8
 _LEGEND_NAME = 30
 _HEIGHT = 270
 _POINTS_UP_TO = 1200
+_STEP_LABEL = "format(datum.value, datum.value < 10000 ? 'd' : '~s')"
 _STEP_TITLE = "'step ' + format(steps[at], 'd')"
 
 
@@ -137,14 +138,16 @@ def _axis_of_steps(courses: Sequence[Course]) -> alt.X:
     """Training steps on a logarithmic axis that holds step 0, too."""
     x, unit = np.concatenate([c.x for c in courses]), step_unit(courses)
     low, high = float(x.min()), float(x.max())
-    first = 10.0 ** math.ceil(math.log10(unit))
-    powers = range(max(0, math.ceil(math.log10(max(high, 1.0) / first)) + 1))
-    ticks = [first * 10.0**k for k in powers]
-    if high < 30 * unit:
-        ticks = sorted({t * k for t in ticks for k in (1.0, 2.0, 5.0)})
-    ticks = [t for t in ([0.0, *ticks] if low == 0 else ticks) if low <= t <= high] or [low, high]
+    powers = range(math.floor(math.log10(unit)), math.ceil(math.log10(max(high, unit))) + 1)
+    inside: list[float] = []
+    for digits in ((1,), (1, 2, 5)):
+        inside = [t for t in (digit * 10.0**power for power in powers for digit in digits) if unit <= t <= high]
+        if len(inside) > 2:
+            break
+    ticks = [t for t in ([0.0, *inside] if low == 0 else inside) if t >= low]
+    ticks = ticks if len(ticks) > 1 else [low, high]
     scale = alt.Scale(type="symlog", constant=unit, domain=[low, high if high > low else low + 1], nice=False)
-    axis = alt.Axis(values=ticks, format="~s", labelOverlap=True, labelSeparation=8, labelFlush=False)
+    axis = alt.Axis(values=ticks, labelExpr=_STEP_LABEL, labelOverlap=True, labelSeparation=8, labelFlush=False)
     return alt.X("x:Q", scale=scale, axis=axis, title="training step (log scale)")
 
 
@@ -164,7 +167,9 @@ def over_steps(courses: Sequence[Course], *, y_title: str, log: bool, descriptio
     if few:
         colour = alt.Color("s:N", scale=alt.Scale(domain=labels), legend=legend)
     else:
-        ramp = alt.Legend(orient="top", direction="horizontal", gradientLength=130, gradientThickness=10, tickCount=3)
+        ramp = alt.Legend(
+            type="gradient", orient="top", direction="horizontal", gradientLength=130, gradientThickness=10, tickCount=3
+        )
         colour = alt.Color("p:Q", scale=alt.Scale(domain=[0, 1], range="ramp"), legend=ramp,
                            title="position p  (0 = first, 1 = last)")  # fmt: skip
     base = (
@@ -188,5 +193,6 @@ def over_steps(courses: Sequence[Course], *, y_title: str, log: bool, descriptio
         line = line.encode(strokeDash=alt.StrokeDash("s:N", scale=dashes, legend=legend))
     marks = [line, *([_charts.error_bars(base)] if bars else [])]
     if len(y) <= _POINTS_UP_TO:
-        marks.append(base.mark_point(filled=True, size=26 if few else 12, opacity=1, aria=False))
+        # Points of many are not filled: a ramp that is of strokes and fills has no gradient in its legend.
+        marks.append(base.mark_point(filled=few, size=26 if few else 4, strokeWidth=2, opacity=1, aria=False))
     return _charts.finish(marks, {"rows": rows}, description) | {"height": _HEIGHT, "width": FILE_WIDTH}

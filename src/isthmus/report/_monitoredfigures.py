@@ -82,7 +82,7 @@ class _Maker:
     steps: np.ndarray
 
     def figure(self, key: str, title: str, reading: str, said: str) -> Figure:
-        answers = [(self.run.label, unbroken(said))] if said else []
+        answers = [(self.run.label, unbroken(said).replace(" ± ", "\u00a0±\u00a0"))] if said else []
         return Figure(key + self.suffix, title, reading, answers, [], [], [], [], source=self.source)
 
     def moving(

@@ -68,7 +68,7 @@ def remarks(training: Training) -> list[str]:
 
 
 def _named(past: History, layer: int) -> str:
-    return brief(past.names[layer], _IN_A_SENTENCE)
+    return f"layer {brief(past.names[layer], _IN_A_SENTENCE)}"
 
 
 def with_error(track: Track, step: int, layer: int, digits: int = 3) -> str:
@@ -127,5 +127,5 @@ def spectra_answer(past: SpectraHistory) -> str:
         return f"{start}as many at step {past.steps[last]} as at step {past.steps[first]}, in every layer."
     return (
         f"{start}{counts[0, layer]} at step {past.steps[first]} and {counts[1, layer]} at step {past.steps[last]} in "
-        f"{brief(past.names[layer], _IN_A_SENTENCE)}, the largest change."
+        f"layer {brief(past.names[layer], _IN_A_SENTENCE)}, the largest change."
     )
