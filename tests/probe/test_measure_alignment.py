@@ -194,7 +194,7 @@ def test_every_reason_why_there_is_none() -> None:
     assert reason(measure(model, x, targets=y, max_samples=2)) != ""
 
 
-def test_a_leaky_resnet_has_the_alignment_of_each_of_its_layers() -> None:
+def test_a_leaky_resnet_has_the_alignment_of_each_of_its_layers(tmp_path: Path) -> None:
     net = isthmus.LeakyResNet(4, 3, width=6, depth=4, effective_depth=2.0, steps="irregular")
     with torch.no_grad():
         net.bias.normal_()
@@ -218,6 +218,13 @@ def test_a_leaky_resnet_has_the_alignment_of_each_of_its_layers() -> None:
         right = target.flatten() @ kernel @ target.flatten() / kernel.norm() / target.square().sum()
         assert row["value"] == pytest.approx(float(right), rel=1e-8)
     assert "alignment" in [claim.name for claim in found.verdict]
+    found.report(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert '<figure id="alignment"' in page
+    top = max(given, key=lambda row: row["value"])
+    assert f"The alignment is largest, {top['value']:.3g}, at " in page
+    measure(net, x).report(tmp_path / "bare.html")
+    assert '<figure id="alignment"' not in (tmp_path / "bare.html").read_text(encoding="utf-8")
     assert rows(measure(net, x))[0]["note"] == "give targets, or a loss for those in the data"
     assert rows(measure(net, x, targets=y, alignment_samples=0))[0]["note"] == "alignment_samples=0"
 

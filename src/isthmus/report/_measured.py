@@ -258,11 +258,11 @@ _STRETCH = Recipe(
 )  # fmt: skip
 
 
-_ALIGNMENT = Recipe(
+ALIGNMENT = Recipe(
     "alignment", "Which layers align with the targets?",
     "How much of each layer's tangent kernel points along the targets, between 0 and 1; bars are one standard error. A "
-    "step of training changes the outputs mostly along the targets where alignment is high. Both numbers rise and fall "
-    "together in most networks; the traced one does not mix outputs.",
+    "step of training changes the outputs mostly along the targets where alignment is high. The class-traced number "
+    "adds up the kernels of the outputs, so it is larger, and may be largest at another layer.",
     "alignment", _each(("alignment", "alignment_traced"), "aligned", {"alignment_traced": "class-traced alignment"}),
     _alignment_answer, along="position", draw=_draw_curves,
 )  # fmt: skip
@@ -306,7 +306,7 @@ def measured_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
         Section("weights", "Weights", "What the layers themselves use, whatever the data are.", [],
                 [*figures(_WEIGHTS), weights]),
         Section("movement", "Work and signals", "Where the work is done, and what the loss asks of the layers.", [],
-                figures(_MOVES, _ALIGNMENT, _PULL, _PULL_RANK, _STRETCH)),
+                figures(_MOVES, ALIGNMENT, _PULL, _PULL_RANK, _STRETCH)),
     ]  # fmt: skip
     tables = Section(
         "layers", "Layers", "Every number of every layer. Filter by name or type; choose a heading to sort by it.", [],

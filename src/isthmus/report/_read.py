@@ -155,13 +155,14 @@ class RunView:
     def _of(self) -> pl.Expr:
         """What a row is of: the beginning of the layer's name, or the list that a measured run gives of its layers."""
         name = pl.col("layer").fill_null("")
+        kernel = pl.col("metric").is_in(ALIGNED)
+        of_kernel = pl.when(pl.col("index").is_null()).then(pl.lit("model")).otherwise(pl.lit("aligned"))
         if self.layers is None:
             first = name.str.split(".").list.first()
-            return pl.when(first.is_in(_KINDS)).then(first).otherwise(pl.lit(""))
+            return pl.when(kernel).then(of_kernel).when(first.is_in(_KINDS)).then(first).otherwise(pl.lit(""))
         return (
             pl.when(pl.col("metric").is_in(WHOLE_MODEL)).then(pl.lit("model"))
-            .when(pl.col("metric").is_in(ALIGNED))
-            .then(pl.when(pl.col("index").is_null()).then(pl.lit("model")).otherwise(pl.lit("aligned")))
+            .when(kernel).then(of_kernel)
             .when(name.is_in([layer.name for layer in self.layers.sites])).then(pl.lit("representation"))
             .when(name.is_in([layer.name for layer in self.layers.weights])).then(pl.lit("weight"))
             .when(name == "").then(pl.lit("")).otherwise(pl.lit("module"))

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from isthmus.report._figures import Budget, Figure, Recipe, Section, curve_figure, plane_figure, spectrum_figure
-from isthmus.report._measured import measured_sections
+from isthmus.report._measured import ALIGNMENT, measured_sections
 from isthmus.report._monitoredfigures import during_training
 from isthmus.report._read import Curve, RunView, number
 from isthmus.report._reproducedfigures import reproduced_sections
@@ -275,6 +275,7 @@ def _leaky_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
             "singular value of W_p", "weight", runs, budget,
         ),
     ]  # fmt: skip
+    aligned = any(len(run.curve("alignment", "aligned")) for run in runs if run.layers is None)
     return [
         Section("spectra", "Spectra", "What passes through the network, and what the layers do about it. Hairlines "
                 "mark the layers.", [], spectra),
@@ -284,7 +285,8 @@ def _leaky_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
                 "network is, and what measures of rank say that need no theory.", [],
                 figures(_STATIONARITY, _STANDARD)),
         Section("path", "Layers and path", "Where the layers stand, and how fast the representation moves past them.",
-                [], [*figures(_STEPS, _SPEED), plane_figure(runs, budget), *figures(_JACOBIAN)]),
+                [], [*figures(_STEPS, _SPEED), plane_figure(runs, budget), *figures(_JACOBIAN),
+                      *(figures(ALIGNMENT) if aligned and all(run.layers is None for run in runs) else [])]),
         # Only a training loop knows epochs; a monitored training has its steps in a section of its own.
         *([] if all(run.training is not None for run in runs) else [
             Section("training", "Training", "How the network got there.", [], figures(_LOSS, _SCORE, _SETTLING)),
