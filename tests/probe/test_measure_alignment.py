@@ -222,7 +222,7 @@ def test_a_leaky_resnet_has_the_alignment_of_each_of_its_layers(tmp_path: Path) 
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert '<figure id="alignment"' in page
     top = max(given, key=lambda row: row["value"])
-    assert f"The alignment is largest, {top['value']:.3g}, at " in page
+    assert f"The alignment is largest, {top['value']:.3g}, at {top['layer']} (p" in page
     measure(net, x).report(tmp_path / "bare.html")
     assert '<figure id="alignment"' not in (tmp_path / "bare.html").read_text(encoding="utf-8")
     assert rows(measure(net, x))[0]["note"] == "give targets, or a loss for those in the data"

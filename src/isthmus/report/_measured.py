@@ -264,7 +264,7 @@ ALIGNMENT = Recipe(
     "step of training changes the outputs mostly along the targets where alignment is high. The class-traced number "
     "adds up the kernels of the outputs, so it is larger, and may be largest at another layer.",
     "alignment", _each(("alignment", "alignment_traced"), "aligned", {"alignment_traced": "class-traced alignment"}),
-    _alignment_answer, along="position", draw=_draw_curves,
+    _alignment_answer, along="position", draw=_draw_curves, zero=True,
 )  # fmt: skip
 
 

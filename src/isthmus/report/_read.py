@@ -251,7 +251,7 @@ class RunView:
         label = name or metric.replace("_", " ")
         reasons = reasons_of(rows) if rows.height else (NOT_RECORDED,)
         kind = "epoch" if along == "step" else (of or "index")
-        named = self.layers is not None and of in ("representation", "weight", "aligned")
+        named = of == "aligned" or (self.layers is not None and of in ("representation", "weight"))
         places = tuple(middle(name or "", NAME_LIMIT) for name in good["layer"]) if named else ()
         return Curve(label, kind, good["index"].to_numpy(), good["x"].to_numpy(), good["value"].to_numpy(),
                      good["stderr"].fill_null(np.nan).to_numpy(), reasons, places, baseline)  # fmt: skip
