@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -98,8 +99,13 @@ def test_models_that_have_no_alignment(name: str, method: str) -> None:
 
 
 def test_kernels_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(InputError, match="kind: got full, expected at most"):
-        tangent_kernel(network(), X, kind="full", max_memory=10000)
+    with pytest.raises(InputError, match=r"kind: got full, expected at most .*max_samples=\d+.*fewer layers") as error:
+        tangent_kernel(network(), X, kind="full", max_memory=20000)
+    most = int(re.findall(r"max_samples=(\d+)", str(error.value))[0])
+    assert 3 <= most < len(X)
+    tangent_kernel(network(), X, kind="full", max_memory=20000, max_samples=most)
+    with pytest.raises(InputError, match="kind: got full"):
+        tangent_kernel(network(), X, kind="full", max_memory=20000, max_samples=most + 1)
     with pytest.raises(InputError, match="kind: got half"):
         tangent_kernel(network(), X, kind="half")
     with pytest.raises(InputError, match="from 1 to 36"):

@@ -16,7 +16,7 @@ from isthmus.probe._one import Forward
 from isthmus.probe._options import options_of
 from isthmus.probe._tangent_features import FeatureStore
 from isthmus.probe._tangent_pass import collect, gradients_of
-from isthmus.probe._tangent_plan import LayerPlan, plan_layers, size_text, take_exact, trial
+from isthmus.probe._tangent_plan import LayerPlan, plan_layers, take_exact, trial
 from isthmus.probe._tangent_setting import TangentSetting, tangent_setting
 from isthmus.tangent import Eigenpairs, full_kernel, top_eigenpairs, traced_kernel
 
@@ -114,11 +114,12 @@ def tangent_kernel(
     )  # fmt: skip
     with tangent_setting(bare, data, options) as setting:
         wanted = setting.layers
-        size = setting.n if kind == "traced" else setting.n * setting.outputs
-        held = (len(wanted) + 1) * size * size * 8
-        if held > setting.limit:
-            raise InputError("kind", kind, f"at most {size_text(setting.limit)}; {len(wanted)} kernels of {size} × "
-                             f"{size} take {size_text(held)}", "give max_samples, layers, or max_memory")  # fmt: skip
+        each = 1 if kind == "traced" else setting.outputs
+
+        def work(n: int) -> int:
+            """All kernels, their sum, and what is at hand while one is made."""
+            return 8 * ((len(wanted) + 1) * (n * each) ** 2 + 4 * n * n)
+
         found: dict[str, Tensor] = {}
         methods: dict[str, str] = {}
 
@@ -129,7 +130,7 @@ def tangent_kernel(
 
         waiting = wanted
         while waiting:
-            plans = plan_layers(setting, waiting, method="exact", work=lambda n: held + 4 * 8 * n * n)
+            plans = plan_layers(setting, waiting, method="exact", work=work, asked=("kind", kind))
             waiting = take_exact(setting, plans, _signs(setting, seed), keep)
         kernels = {layer.name: found[layer.name] for layer in wanted}
         total = _sum(list(kernels.values()))

@@ -181,7 +181,7 @@ def _forms(layer: TangentLayer, size: _Size, n: int, outputs: int, passing: int,
 
 def plan_layers(
     setting: TangentSetting, layers: Sequence[TangentLayer], *, method: str, probes: int = 0, draws: int = 0,
-    work: Callable[[int], int] | None = None, passes: int = 0,
+    work: Callable[[int], int] | None = None, passes: int = 0, asked: tuple[str, str] = ("method", "exact"),
 ) -> list[LayerPlan]:  # fmt: skip
     """Choose for every layer.
 
@@ -197,6 +197,7 @@ def plan_layers(
         draws: bootstrap weightings.
         work: bytes of the work on one layer with n samples, instead of that of alignment.
         passes: backward passes of an estimate.
+        asked: the argument that asks for exact ones, and its value, for the error.
 
     Raises:
         InputError: `exact` that does not fit, with the largest number of samples that would.
@@ -228,10 +229,10 @@ def plan_layers(
         needed = form.bytes
         if not fits[layer.name] and method == "exact":
             fitting = _largest(lambda n, one=layer: need(one, n).bytes <= setting.limit, setting.n)
-            raise InputError("method", "exact", f"at most {size_text(setting.limit)}; {layer.name} needs "
-                             f"{size_text(needed)} for {setting.n} samples", f"give max_samples={fitting}, raise "
-                             "max_memory, or take method='auto'" if fitting >= 3 else
-                             "raise max_memory, give a smaller batch_size, or take method='auto'")  # fmt: skip
+            other = ", or take method='auto'" if asked[0] == "method" else ", or give fewer layers"
+            raise InputError(*asked, f"at most {size_text(setting.limit)}; {layer.name} needs {size_text(needed)} for "
+                             f"{setting.n} samples", (f"give max_samples={fitting}, raise max_memory" if fitting >= 3
+                             else "raise max_memory, give a smaller batch_size") + other)  # fmt: skip
         if fits[layer.name] and method != "estimate" and not slow:
             why = f"{size_text(needed)} of {size_text(setting.limit)}"
             if layer.kind == WHOLE:
