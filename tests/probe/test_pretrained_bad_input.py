@@ -334,6 +334,23 @@ def test_without_transformers_it_says_what_to_install(bert: Path, monkeypatch: p
         load_pretrained(bert, text=["w1"])
 
 
+def test_a_tokenizer_of_sentencepiece_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sentencepiece
+
+    place = directory(tmp_path / "m", "t5", vocab_size=300)
+    for file in place.glob("token*"):
+        file.unlink()
+    lines = ["the narrow land between two seas", "deep networks carry many dimensions"] * 20
+    options: dict[str, Any] = {"vocab_size": 30, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1, "minloglevel": 2}
+    with (place / "spiece.model").open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=file, **options)
+    _, samples, _ = load_pretrained(place, text=["narrow seas"])
+    assert samples.record["special_tokens"] == 1
+    assert int(next(iter(samples))["input_ids"][0, -1]) == 1
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    assert "pip install 'isthmus[hf]', which brings sentencepiece" in refused(place)
+
+
 def test_isthmus_alone_does_not_import_transformers() -> None:
     code = "import sys, isthmus.probe, isthmus.cli; sys.exit('transformers' in sys.modules or 'PIL' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode == 0

@@ -19,6 +19,7 @@ from isthmus.probe._loading_files import listed, said
 
 SAFE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 TORCH_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_PIECES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
 _IF_TRUSTED = "read it, and only if you trust it give trust_remote_code=True (--trust-remote-code)"
 DTYPES = ("auto", "float16", "bfloat16", "float32", "float64")
 
@@ -183,8 +184,7 @@ def open_tokenizer(place: Path, *, trusted: bool = False) -> Any:
         InputError: none, or one that cannot be loaded.
     """
     transformers = transformers_package()
-    known = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model",
-             "sentencepiece.bpe.model")  # fmt: skip
+    known = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", *_PIECES)
     if not any((place / name).is_file() for name in known):
         raise InputError("model", str(place), "a directory with a tokenizer (tokenizer.json, say; there is none)",
                          "save the tokenizer beside the model: tokenizer.save_pretrained(directory)")  # fmt: skip
@@ -223,6 +223,8 @@ def _unread(place: Path, what: str, file: str, error: Exception) -> InputError:
                           "that code was not run",
                           _IF_TRUSTED)  # fmt: skip
     text = said(error)
-    lacking = next((name for name in ("sentencepiece", "protobuf", "tiktoken", "Pillow") if name in text), "")
-    hint = f"pip install {lacking} (isthmus[hf] brings most)" if lacking else f"save the {what} again"
+    pieces = any((place / name).is_file() for name in _PIECES) and not (place / "tokenizer.json").is_file()
+    install = pieces or isinstance(error, ImportError)  # without sentencepiece transformers names another package
+    brought = "pip install 'isthmus[hf]', which brings sentencepiece, protobuf and Pillow"
+    hint = brought if install else f"save the {what} again"
     return InputError("model", str(place), f"a {what} that transformers can load ({text})", hint)
