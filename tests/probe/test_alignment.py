@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from isthmus.probe import align, tangent_eigenpairs, tangent_kernel, tangent_trace
-from isthmus.probe._alignment_estimate import random_signs
+from isthmus.probe._alignment_estimate import CentredSigns, random_signs
 from isthmus.tangent import largest_stable_rate
 
 # The same sums in another order, in float64.
@@ -120,7 +120,14 @@ def test_with_more_outputs_than_probes_traces_are_estimated_and_the_traced_align
     # 16 deviations, of layers that share their probes, in units of errors from 32 probes
     assert float(z.abs().max()) < 5
     assert abs(float(z.mean())) < 1
-    assert float(z.abs().min()) > 0
+    assert 0.4 < float(z.square().mean().sqrt()) < 1.6
+    near = torch.ones(30, 4) + 1e-3 * x  # nearly all of the trace is of mean gradients
+    right_near = align(model, near, targets=y, bootstrap=0, progress=False)
+    z = torch.tensor([(one.trace - other.trace) / one.trace_stderr
+                      for s in range(8) for one, other in zip(align(model, near, targets=y, method="estimate", probes=32,
+                                                                    seed=s, progress=False).layers,
+                                                              right_near.layers, strict=True)])  # fmt: skip
+    assert 0.4 < float(z.square().mean().sqrt()) < 1.6
     asked = align(model, x, targets=y, method="estimate", probes=32, traced=True, progress=False)
     for one, other in zip(asked.layers, right.layers, strict=True):
         assert abs(one.alignment_traced - other.alignment_traced) < 5 * one.stderr_traced  # pyright: ignore
@@ -153,6 +160,19 @@ def test_estimates_depend_on_the_seed_and_not_on_batches_or_random_states() -> N
     assert found[1] == pytest.approx(found[0], rel=ROUNDING)
     assert found[2] != pytest.approx(found[0], rel=1e-3)
     assert set(random_signs(0, "a", 50).tolist()) == {-1.0, 1.0}
+
+
+def test_random_signs_are_centred_and_the_same_wherever_they_are_cut() -> None:
+    n = 1100  # more than two chunks
+    whole = CentredSigns(3, "a", 2, n, 4)(0, n)
+    assert float(whole.sum(1).abs().max()) < ROUNDING * n
+    assert ((whole - whole[:, :1]).abs().round(decimals=9).unique() == torch.tensor([0.0, 2.0])).all()
+    for width in (1, 500, 512, 700):
+        pieces = [CentredSigns(3, "a", 2, n, 4)(i, min(i + width, n)) for i in range(0, n, width)[:4]]
+        cut = torch.cat(pieces, 1)
+        assert torch.equal(cut, whole[:, : cut.shape[1]])
+    assert abs(float((whole[0] * whole[1]).mean())) < 5 / math.sqrt(4 * n)
+    assert abs(float((whole[:, :512] * whole[:, 512:1024]).mean())) < 5 / math.sqrt(2 * 4 * 512)
 
 
 def test_memory_decides_and_says_so() -> None:

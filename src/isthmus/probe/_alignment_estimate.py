@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -78,6 +79,34 @@ def random_signs(seed: int, purpose: str, *shape: int) -> Tensor:
     return (2 * drawn - 1).double()
 
 
+class CentredSigns:
+    """`k` vectors of random signs over n samples and C outputs, minus their mean over samples; never held whole.
+
+    The same for a seed and a purpose, whatever the batches are: each chunk of samples has a generator of its own.
+    """
+
+    _CHUNK = 512
+
+    def __init__(self, seed: int, purpose: str, k: int, n: int, outputs: int) -> None:
+        self.seed, self.purpose, self.shape, self.n = seed, purpose, (k, outputs), n
+        total = torch.zeros(k, 1, outputs, dtype=torch.float64)
+        for chunk in range(-(-n // self._CHUNK)):
+            total += self._signs(chunk).sum(1, keepdim=True)
+        self.mean = total / n
+
+    def _signs(self, chunk: int) -> Tensor:
+        size = min(self._CHUNK, self.n - chunk * self._CHUNK)
+        k, outputs = self.shape
+        return random_signs(self.seed, f"{self.purpose} {chunk}", k, size, outputs)
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Those of some samples: `(k, stop − start, C)`."""
+        first, last = start // self._CHUNK, (stop - 1) // self._CHUNK
+        signs = torch.cat([self._signs(chunk) for chunk in range(first, last + 1)], 1)
+        at = start - first * self._CHUNK
+        return signs[:, at : at + stop - start] - self.mean
+
+
 def estimate_layers(
     setting: TangentSetting, layers: Sequence[TangentLayer], y: Tensor, how: EstimateSettings, progress: Progress
 ) -> dict[str, Estimated]:
@@ -91,14 +120,13 @@ def estimate_layers(
         InputError: gradients that are not finite, with the layer's name.
     """
     n, outputs, probes = setting.n, setting.outputs, how.probes
-    v = random_signs(how.seed, "alignment probes", probes, n, outputs)
-    v = v - v.mean(1, keepdim=True)
+    v = CentredSigns(how.seed, "alignment probes", probes, n, outputs)
     ours = y.cpu()
     pull = _Pull(setting, layers, how.passes(ours, outputs), progress)
-    products = {name: (g @ g.mT).cpu() for name, g in pull(v).items()}
-    numerators = {name: float(g.square().sum()) for name, g in pull(ours[None]).items()}
+    products = {name: (g @ g.mT).cpu() for name, g in pull(probes, v).items()}
+    numerators = {name: float(g.square().sum()) for name, g in pull(1, lambda i, j: ours[None, i:j]).items()}
     traced = _traced(pull, ours, how) if how.traced_at(outputs) else {}
-    means, means_error = _mean_gradients(pull, how, n, outputs)
+    means, means_error = _mean_gradients(pull, how, outputs)
     found: dict[str, Estimated] = {}
     for layer in layers:
         name = layer.name
@@ -127,14 +155,14 @@ class _Pull:
         self.setting, self.layers, self.passes, self.progress = setting, layers, passes, progress
         self.n, self.at = setting.n, 0
 
-    def __call__(self, cotangents: Tensor) -> dict[str, Tensor]:
+    def __call__(self, k: int, cotangents: Callable[[int, int], Tensor]) -> dict[str, Tensor]:
         done = self.at
 
         def said(samples: int) -> None:
-            self.progress("alignment: probes", done + samples * len(cotangents) // self.n, max(self.passes, done))
+            self.progress("alignment: probes", done + samples * k // self.n, max(self.passes, done))
 
-        found = pulled_back(self.setting, self.layers, cotangents, said)
-        self.at += len(cotangents)
+        found = pulled_back(self.setting, self.layers, k, cotangents, said)
+        self.at += k
         for layer in self.layers:
             if not bool(found[layer.name].isfinite().all()):
                 raise InputError("model", f"a gradient that is not finite at {layer.name}", "finite derivatives",
@@ -142,22 +170,17 @@ class _Pull:
         return found
 
 
-def _mean_gradients(
-    pull: _Pull, how: EstimateSettings, n: int, outputs: int
-) -> tuple[dict[str, float], dict[str, float]]:
+def _mean_gradients(pull: _Pull, how: EstimateSettings, outputs: int) -> tuple[dict[str, float], dict[str, float]]:
     """`Σ_c ‖J_cᵀ1‖²` by layer, and its standard error (0 where it is exact)."""
     exact = outputs <= how.probes
     signs = torch.eye(outputs, dtype=torch.float64) if exact else random_signs(how.seed, "alignment mean", how.probes,
                                                                                 outputs)  # fmt: skip
-    parts = {layer.name: list[float]() for layer in pull.layers}
-    for some in signs.split(how.probes):
-        for name, g in pull(some[:, None, :].expand(-1, n, -1)).items():
-            parts[name] += g.square().sum(1).tolist()
+    pulled = pull(len(signs), lambda i, j: signs[:, None, :].expand(-1, j - i, -1))
+    parts = {name: g.square().sum(1) for name, g in pulled.items()}
     if exact:
-        return {name: sum(values) for name, values in parts.items()}, dict.fromkeys(parts, 0.0)
-    spread = {name: torch.tensor(values, dtype=torch.float64) for name, values in parts.items()}
-    return ({name: float(t.mean()) for name, t in spread.items()},
-            {name: float(t.std()) / math.sqrt(len(t)) for name, t in spread.items()})  # fmt: skip
+        return {name: float(t.sum()) for name, t in parts.items()}, dict.fromkeys(parts, 0.0)
+    return ({name: float(t.mean()) for name, t in parts.items()},
+            {name: float(t.std()) / math.sqrt(len(t)) for name, t in parts.items()})  # fmt: skip
 
 
 def _traced(pull: _Pull, y: Tensor, how: EstimateSettings) -> dict[str, tuple[Estimate | None, str]]:
@@ -168,23 +191,26 @@ def _traced(pull: _Pull, y: Tensor, how: EstimateSettings) -> dict[str, tuple[Es
     directions.
     """
     n, outputs = y.shape
-    vt = random_signs(how.seed, "alignment traced probes", how.few, n)
-    vt = vt - vt.mean(1, keepdim=True)
+    vt = CentredSigns(how.seed, "alignment traced probes", how.few, n, 1)
     left, sizes, _ = torch.linalg.svd(y, full_matrices=False)
     directions = (left * sizes)[:, sizes > 1e-12 * sizes[0]].mT  # σ_r u_r, (r, n)
     exact = how.exactly(outputs, directions.shape[0])
     products = {layer.name: torch.zeros(how.few, how.few, dtype=torch.float64) for layer in pull.layers}
     tops: dict[str, list[float]] = {name: [] for name in products}
     for c in range(outputs):
-        for name, g in pull(_at_output(vt, c, outputs)).items():
+        for name, g in pull(how.few, functools.partial(_at_output, vt, c, outputs)).items():
             products[name] += (g @ g.mT).cpu()
         for part in directions.split(how.probes) if exact else ():
-            for name, g in pull(_at_output(part, c, outputs)).items():
+            for name, g in pull(len(part), functools.partial(_at_output, _held(part), c, outputs)).items():
                 tops[name].append(float(g.square().sum()))
     if not exact:
         signs = random_signs(how.seed, "alignment traced numerator", how.probes, outputs)
-        mixed = random_signs(how.seed, "alignment traced directions", how.probes, directions.shape[0]) @ directions
-        for name, g in pull(mixed[:, :, None] * signs[:, None, :]).items():
+        mix = random_signs(how.seed, "alignment traced directions", how.probes, directions.shape[0])
+
+        def numerator(start: int, stop: int) -> Tensor:
+            return (mix @ directions[:, start:stop])[:, :, None] * signs[:, None]
+
+        for name, g in pull(how.probes, numerator).items():
             tops[name] += g.square().sum(1).tolist()
     scale = float((y.mT @ y).norm())
     words = f"estimate: {how.few} probes, {'exact numerator' if exact else f'numerator of {how.probes} random signs'}"
@@ -198,8 +224,14 @@ def _traced(pull: _Pull, y: Tensor, how: EstimateSettings) -> dict[str, tuple[Es
     return found
 
 
-def _at_output(vectors: Tensor, c: int, outputs: int) -> Tensor:
-    """`e_c ⊗ v_k`: `(k, n, C)`."""
-    found = vectors.new_zeros(*vectors.shape, outputs)
-    found[:, :, c] = vectors
+def _held(vectors: Tensor) -> Callable[[int, int], Tensor]:
+    """Vectors `(k, n)` as those of one output."""
+    return lambda start, stop: vectors[:, start:stop, None]
+
+
+def _at_output(vectors: Callable[[int, int], Tensor], c: int, outputs: int, start: int, stop: int) -> Tensor:
+    """`e_c ⊗ v_k` at some samples: `(k, stop − start, C)`."""
+    here = vectors(start, stop)[..., 0]
+    found = here.new_zeros(*here.shape, outputs)
+    found[:, :, c] = here
     return found

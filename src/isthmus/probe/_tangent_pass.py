@@ -249,24 +249,25 @@ def _whole(
 
 
 def pulled_back(
-    setting: TangentSetting, layers: Sequence[TangentLayer], cotangents: Tensor,
+    setting: TangentSetting, layers: Sequence[TangentLayer], k: int, cotangents: Callable[[int, int], Tensor],
     progress: Callable[[int], None] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """`Jᵀv_k` of every layer, `(k, |θ_ℓ|)` in float64: k backward passes, streamed over batches.
+    """`Jᵀv_j` of every layer, `(k, |θ_ℓ|)` in float64: k backward passes, streamed over batches.
 
     Args:
         setting: model and data.
         layers: of these.
-        cotangents: `v_k`, `(k, n, C)`.
+        k: number of vectors.
+        cotangents: `(start, stop) → (k, stop − start, C)`: the vectors `v_j` at some samples.
         progress: called with the number of samples done.
     """
-    k = cotangents.shape[0]
     sums: dict[str, Tensor] = {}
     start = 0
     for number, batch in enumerate(setting.batches):
         out = setting.run(batch, number)
+        here = cotangents(start, start + batch.size)
         for j in range(k):
-            found = totals(out, layers, cotangents[j, start : start + batch.size])
+            found = totals(out, layers, here[j])
             for layer in layers:
                 if layer.name not in sums:
                     sums[layer.name] = torch.zeros(k, layer.size, dtype=torch.float64, device=out.device)
