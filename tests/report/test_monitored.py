@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from isthmus._records import Claim, RunFolder
+from isthmus._records import Claim, MetricTable, RunFolder
 from isthmus.report import build_page, save_charts
 from isthmus.report._figures import Budget, Section, Slider
 from isthmus.report._monitored import read_training
@@ -177,7 +177,8 @@ def test_axes_hold_every_step_and_do_not_move(section: Section) -> None:
         (domain,) = {tuple(d) for d in _domains(spec["layer"])}
         ends = [v + s * (e or 0) for row in _rows(section, key) for v, e in zip(row["y"], row["e"], strict=True)
                 for s in (-1, 1)]  # fmt: skip
-        assert domain == pytest.approx((min(ends), max(ends)), rel=1e-4)
+        low = 0 if key == "during-alignment" else min(ends)
+        assert domain == pytest.approx((low, max(ends)), rel=1e-4)
 
 
 def test_the_last_step_is_a_faint_line(section: Section) -> None:
@@ -332,6 +333,14 @@ def test_a_layer_of_some_steps_only_keeps_its_place(tmp_path: Path) -> None:
     assert heat[1, 3] == pytest.approx(spectrum(8, 1, 2, 48)[0], rel=5e-5)
     assert [row["n"] for row in _rows(section, "ranks-by-step")] == ["in", "gone", "new", "out"]
     assert _rows(section, "ranks-by-step")[1]["x"] == [0]
+
+
+def test_a_layer_stands_where_it_was_measured_last(tmp_path: Path) -> None:
+    names = {0: ["in", "gone", "a", "out"], 8: ["in", "a", "b", "out"]}
+    section = _during(monitored(tmp_path / "run", names, steps=(0, 8), losses=0))
+    names_and_places = [_param(section, "during-ranks", name) for name in ("names", "places")]
+    assert names_and_places[0] == ["in", "gone", "a", "b", "out"]
+    assert names_and_places[1] == pytest.approx([0, 1 / 3, 1 / 3, 2 / 3, 1], rel=5e-5)
 
 
 def test_rows_of_arrays_have_the_names_that_the_run_gives_them(tmp_path: Path) -> None:
@@ -493,13 +502,19 @@ def test_a_monitored_run_stands_beside_others(run: RunFolder, single_run: RunFol
 
 def test_a_monitored_leaky_resnet_keeps_its_own_page(make_run: MakeRun) -> None:
     run = make_run(depth=8)
-    frame = run.metrics().filter(pl.col("step").is_null())
+    reason = MetricTable()
+    reason.skip("cost_of_identity", "of no layer", layer="representation")
+    frame = pl.concat([run.metrics().filter(pl.col("step").is_null()), reason.frame()])
     later = frame.with_columns(step=pl.lit(64, dtype=pl.Int64()), value=pl.col("value") * 1.1)
     run.write_metrics(pl.concat([frame.with_columns(step=pl.lit(0, dtype=pl.Int64())), later]))
     run.run |= {"command": "monitor", "monitor": {"steps": [0, 64]}}
+    spectra = run.arrays()["spectra/representation"]
+    run.write_arrays(run.arrays() | {f"steps/{step}/spectra/representation": spectra for step in (0, 64)})
     during, *rest = build_sections([RunView(run)], Budget())
     keys: Mapping[str, Any] = {figure.key: figure for figure in during.every_figure}
     assert {"during-ranks", "during-cost", "ranks-by-step", "moves-by-step"} <= set(keys)
+    for key in ("during-spectra", "during-cost"):
+        assert _param(during, key, "names") == [f"representation.{k}" for k in range(9)]
     assert "training" not in [section.key for section in rest]
     energies = next(f for section in rest for f in section.figures if f.key == "layer-steps")
     steps = [row["y"] for row in energies.panels[0].spec["datasets"]["rows"]]

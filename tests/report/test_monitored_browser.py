@@ -42,7 +42,7 @@ DRAWN = """
 }
 """
 DOMAINS = "Object.entries(window.views).map(([k, v]) => [k, v.scale('y').domain(), v.scale('x').domain()])"
-MOVED = "(at) => document.querySelector('.during').dataset.shown === String(at)"
+MOVED = ".during[data-shown='{}']"
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def page_file(run: RunFolder) -> Path:
 
 def _holds(page: Any, at: int) -> None:
     """Every chart that the slider moves has drawn the numbers of that step, and of no other."""
-    page.wait_for_function(MOVED, arg=at)
+    page.wait_for_selector(MOVED.format(at))
     step = STEPS[at]
     points = page.evaluate(DRAWN, ["during-ranks", "symbol"])
     ranks = {p["w"]: p for p in points if p["s"] == "centred participation ratio"}
@@ -97,8 +97,7 @@ def test_the_keyboard_moves_every_chart_to_the_numbers_of_its_step(chromium: Any
         faint = [line for line in page.evaluate(DRAWN, ["during-ranks", "line"]) if line["opacity"] == 0.4]
         assert {line["a"] for line in faint} == {3}  # the last step stays, for comparison
         page.locator("#theme").click()
-        page.wait_for_selector("html[data-charts=ready] .chart[data-drawn=dark]")
-        page.wait_for_function("[...document.querySelectorAll('.chart')].every((c) => c.dataset.drawn === 'dark')")
+        page.wait_for_selector(".chart[data-drawn=light]", state="detached")
         _holds(page, 0)  # a redrawn chart stays at its step
         page.locator("#during-alignment details").evaluate("(e) => { e.open = true; }")
         with page.expect_download() as saved:
@@ -117,14 +116,14 @@ def test_play_shows_every_step_and_stops_at_the_last(chromium: Any, page_file: P
         button.focus()
         page.keyboard.press("Enter")
         assert button.inner_text() == "Pause"
-        page.wait_for_function(MOVED, arg=1)
+        page.wait_for_selector(MOVED.format(1))
         page.keyboard.press("Enter")
         assert button.inner_text() == "Play"
         page.wait_for_timeout(900)
         assert page.evaluate("window.seen") == ["0", "1"]  # a pause is one
         page.keyboard.press("Enter")
-        page.wait_for_function(MOVED, arg=3)
-        page.wait_for_function("document.querySelector('.slider button').textContent === 'Play'")
+        page.wait_for_selector(MOVED.format(3))
+        page.wait_for_selector(".slider button:text('Play')")
         assert page.evaluate("window.seen") == ["0", "1", "2", "3"]
         page.wait_for_timeout(900)
         assert page.evaluate("window.seen") == ["0", "1", "2", "3"]
@@ -141,7 +140,7 @@ def test_hostile_names_are_text_and_everything_fits(chromium: Any, tmp_path: Pat
         page.locator(".during input").focus()
         for at in (1, 0):
             page.keyboard.press("ArrowLeft")
-            page.wait_for_function(MOVED, arg=at)
+            page.wait_for_selector(MOVED.format(at))
         for chart in page.evaluate(MARKS):
             assert (chart["drawn"], chart["clipped"]) == (theme, [])
             assert chart["over"] <= 1
@@ -162,15 +161,15 @@ def test_hostile_names_are_text_and_everything_fits(chromium: Any, tmp_path: Pat
         assert page.locator(".slider").bounding_box()["y"] == pytest.approx(0, abs=1)  # it stays within reach
 
 
-def test_two_trainings_have_a_slider_each(chromium: Any, run: RunFolder, single_run: RunFolder, tmp_path: Path) -> None:
+def test_two_trainings_have_a_slider_each(chromium: Any, run: RunFolder, tmp_path: Path) -> None:
     other = monitored(tmp_path / "other", NAMES[:3], steps=(0, 5, 9), values=12, losses=0, title="Another")
     target = tmp_path / "page.html"
-    target.write_text(build_page([run, other, single_run]), encoding="utf-8")
+    target.write_text(build_page([run, other]), encoding="utf-8")
     with opened(chromium, target, script=KEEP_VIEWS) as page:
         first, second = page.get_by_role("slider").all()
         second.focus()
         page.keyboard.press("Home")
-        page.wait_for_function("document.querySelectorAll('.during')[1].dataset.shown === '0'")
+        page.wait_for_selector("#during-2-section .during[data-shown='0']")
         assert [slider.input_value() for slider in (first, second)] == ["3", "0"]
         assert {p["a"] for p in page.evaluate(DRAWN, ["during-ranks-1", "symbol"])} == {3}
         assert {p["a"] for p in page.evaluate(DRAWN, ["during-ranks-2", "symbol"])} == {0}

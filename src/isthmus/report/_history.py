@@ -86,10 +86,13 @@ def _of_kind(run: RunView, rows: pl.DataFrame, of: str) -> pl.DataFrame:
 
 
 def _order(rows: pl.DataFrame) -> tuple[list[str], np.ndarray]:
-    """Every layer that some step has, in order of position, each where it stood when it was measured last."""
+    """Every layer that some step has, in order of position, each where it stood when it was measured last.
+
+    A row without an index is of no layer: it says why something is missing everywhere.
+    """
     last = (
-        rows.filter(pl.col("layer").fill_null("") != "")
-        .with_columns(pl.col("index").fill_null(0), pl.col("position").fill_null(0.0))
+        rows.filter((pl.col("layer").fill_null("") != "") & pl.col("index").is_not_null())
+        .with_columns(pl.col("position").fill_null(0.0))
         .sort("step", maintain_order=True)
         .unique("layer", keep="last", maintain_order=True)
         .sort("position", "index", maintain_order=True)
@@ -156,7 +159,7 @@ def spectra_history(run: RunView, array: str) -> SpectraHistory:
         values = arrays_at(run.arrays, step).get(array)
         if values is None and moment == len(steps) - 1:
             values = run.arrays.get(array)
-        own = _order(rows.filter((pl.col("step") == step) & pl.col("index").is_not_null()))[0]
+        own = _order(rows.filter(pl.col("step") == step))[0]
         # Rows are those layers that any step measured, where the run names them, else those of the step itself.
         names = listed if values is not None and values.shape[:1] == (len(listed),) else own
         reason = _unfit(values, array, len(names))

@@ -44,7 +44,10 @@ def _with_slider(spec: dict[str, Any], steps: Sequence[int], lists: dict[str, An
 
 
 def depth_at_step(history: History, *, y_title: str, log: bool, description: str) -> dict[str, Any]:
-    """Metrics across layers at one step, with error bars where there are any; the last step as faint lines."""
+    """Metrics across layers at one step, with error bars where there are any; the last step as faint lines.
+
+    The y axis is logarithmic where a few values dwarf the others, if `log`; else it holds 0.
+    """
     names = [track.name for track in history.tracks]
     values = np.concatenate([t.values[np.isfinite(t.values)] for t in history.tracks])
     scale: ScaleKind = _charts.scale_kind(values) if log else "linear"
@@ -69,7 +72,7 @@ def depth_at_step(history: History, *, y_title: str, log: bool, description: str
             .transform_calculate(x="places[datum.i]", w="names[datum.i]")
             .encode(
                 x=_charts.axis_x("position"),
-                y=_charts.axis_y(y_title, (low, high), scale, False),
+                y=_charts.axis_y(y_title, (low, high), scale, not log),
                 color=alt.Color("s:N", scale=alt.Scale(domain=names), legend=legend),
                 tooltip=[
                     alt.Tooltip("w:N", title="layer"), alt.Tooltip("s:N", title="what"),
@@ -152,7 +155,10 @@ def _axis_of_steps(courses: Sequence[Course]) -> alt.X:
 
 
 def over_steps(courses: Sequence[Course], *, y_title: str, log: bool, description: str) -> dict[str, Any]:
-    """Courses over training steps: a few have a colour, dashes and a name each, many a colour by position."""
+    """Courses over training steps: a few have a colour, dashes and a name each, many a colour by position.
+
+    The y axis is logarithmic where a few values dwarf the others, if `log`; else it holds 0.
+    """
     few = len(courses) <= LEGEND_UP_TO
     labels = distinct([brief(c.name, _LEGEND_NAME) for c in courses])
     y = np.concatenate([c.y for c in courses])
@@ -178,7 +184,7 @@ def over_steps(courses: Sequence[Course], *, y_title: str, log: bool, descriptio
         .encode(
             x=_axis_of_steps(courses),
             y=_charts.axis_y(y_title, (float(whole.min()), float(whole.max())),
-                             _charts.scale_kind(y) if log else "linear", False),
+                             _charts.scale_kind(y) if log else "linear", not log),
             color=colour,
             detail="s:N",
             tooltip=[

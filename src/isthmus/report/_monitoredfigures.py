@@ -203,7 +203,7 @@ def _losses(run: RunView) -> tuple[list[Curve], list[tuple[str, str]]]:
 
 def _loss_figure(maker: _Maker) -> list[Figure]:
     curves, reasons = _losses(maker.run)
-    if not curves:
+    if not any(len(curve) > 1 for curve in curves):  # of one step it is among the facts
         return []
     said = " ".join(
         f"The {c.name} goes from {number(float(c.y[0]), 3)} at step {number(float(c.x[0]))} to "
