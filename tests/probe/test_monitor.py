@@ -289,6 +289,17 @@ def test_the_same_samples_at_every_step(tmp_path: Path, clock: Clock) -> None:
     assert monitor.table.filter(metric="observations")["n"].max() == 20
 
 
+def test_the_loader_of_the_training_may_be_the_probe(tmp_path: Path) -> None:
+    def order(monitored: bool) -> list[float]:
+        draw = torch.Generator().manual_seed(4)
+        loader = DataLoader(TensorDataset(X), batch_size=16, shuffle=True, generator=draw)
+        if monitored:
+            Monitor(network(), loader, out=tmp_path / "run", progress=False)
+        return [float(x[0, 0]) for _ in range(2) for (x,) in loader]
+
+    assert order(False) == order(True)
+
+
 def test_data_that_can_be_read_only_once_are_enough(tmp_path: Path, clock: Clock) -> None:
     monitor = Monitor(network(), (X[i : i + 8] for i in range(0, 64, 8)), out=tmp_path / "run", progress=False)
     clock.now += 1

@@ -69,7 +69,8 @@ class _Watch:
     def step(self, step: int, loss: Any = None) -> None:
         """Count up to a step of the optimiser, unless it has been counted."""
         if self.monitor is not None and step > self.monitor.last_step:
-            self.monitor.step(loss if isinstance(loss, Tensor) else None, step=step)
+            one = isinstance(loss, Tensor) and loss.numel() == 1
+            self.monitor.step(loss if one else None, step=step)
 
     def finish(self, status: str = "complete") -> None:
         """Finish the monitor, if there is one."""

@@ -194,6 +194,11 @@ class Monitor:
         return self._at
 
     @property
+    def budget(self) -> float:
+        """Share of the training time that measuring may take."""
+        return self._ledger.budget
+
+    @property
     def share(self) -> float | None:
         """Time spent measuring over time spent training, so far; None before the second step."""
         return self._ledger.share

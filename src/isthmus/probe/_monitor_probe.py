@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import copy
+from collections.abc import Generator
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from isthmus.probe._batches import Batches
 from isthmus.probe._guard import untouched
@@ -45,9 +49,29 @@ def held_probe(
     def copied(t: Tensor) -> Tensor:
         return t.detach().to("cpu", copy=True)
 
-    with untouched(model, seed):
-        batches = Batches(data, model, targets=targets, own_forward=own_forward, max_samples=max_samples,
+    with untouched(model, seed), _undrawn(data) as read:
+        batches = Batches(read, model, targets=targets, own_forward=own_forward, max_samples=max_samples,
                           batch_size=batch_size, place=copied)  # fmt: skip
         held = list(batches)
     used = sum(batch.size for batch in held)
     return [batch.whole for batch in held], copied(targets[:used]) if isinstance(targets, Tensor) else targets
+
+
+@contextlib.contextmanager
+def _undrawn(data: Any) -> Generator[Any]:
+    """The data to read; a loader, which may be the one of the training, stands afterwards where it stood."""
+    if not isinstance(data, DataLoader):
+        yield data
+        return
+    loader = cast("DataLoader[Any]", data)
+    inner = getattr(loader.batch_sampler, "sampler", None)
+    owners = (loader, loader.sampler, loader.batch_sampler, inner)
+    found = {
+        id(g): g for g in (getattr(owner, "generator", None) for owner in owners) if isinstance(g, torch.Generator)
+    }
+    states = [(generator, generator.get_state()) for generator in found.values()]
+    try:
+        yield copy.copy(loader)  # workers that persist are the copy's
+    finally:
+        for generator, state in states:
+            generator.set_state(state)
