@@ -25,6 +25,7 @@ from isthmus._records import RunFolder
 from isthmus.probe import Monitor, MonitorWarning, _monitor, _monitor_schedule
 from isthmus.probe._monitor import MONITORED
 from isthmus.probe._monitor_schedule import Ledger, Schedule
+from isthmus.probe._monitor_verdict import change_claims
 
 
 class Block(nn.Module):
@@ -269,10 +270,27 @@ def test_training_with_a_monitor_gives_the_same_weights(tmp_path: Path, how: str
     for name, value in one[0].state_dict().items():
         assert torch.equal(value, other[0].state_dict()[name]), name
     assert torch.equal(one[1], other[1])  # random numbers go on as they would have
-    if how == "autocast":  # measured in the precision of the weights, whatever surrounds the step
-        last = RunFolder.open(tmp_path / how).metrics().filter((pl.col("step") == 6) & (pl.col("split") != "train"))
-        own = measure(other[0], X, metrics=("weight_norm_sq",), progress=False)
-        assert last.filter(metric="weight_norm_sq")["value"].equals(own.table.filter(metric="weight_norm_sq")["value"])
+
+
+def test_autocast_around_the_step_does_not_reach_the_measurement(tmp_path: Path, clock: Clock) -> None:
+    model, x = network().float(), X.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(x).dtype == torch.bfloat16
+        monitor = Monitor(model, x, targets=Y, out=tmp_path / "run", progress=False)
+    own = measure(model, x, targets=Y, metrics=MONITORED, jacobian_samples=0, alignment_samples=32, progress=False)
+    assert monitor.table.drop("step").equals(own.table.drop("step"))
+
+
+def test_a_loss_without_gradients_is_the_same_number() -> None:
+    def loss(*metrics: str) -> float:
+        options: dict[str, Any] = {"metrics": metrics, "jacobian_samples": 0, "alignment_samples": 0}
+        table = measure(network(), X, targets=Y, progress=False, **options).table
+        assert ("backward_norm" in table["metric"]) == ("backward_norm" in metrics)
+        return table.filter(metric="loss")["value"].item()
+
+    direct = nn.functional.cross_entropy(network().eval()(X), Y).item()
+    assert loss("loss") == pytest.approx(direct, rel=1e-12)
+    assert loss("loss", "backward_norm") == pytest.approx(direct, rel=1e-12)
 
 
 def test_the_same_samples_at_every_step(tmp_path: Path, clock: Clock) -> None:
@@ -590,6 +608,43 @@ def test_scalars_are_the_numbers_of_the_table(tmp_path: Path, clock: Clock) -> N
         assert [event.step for event in found] == rows["step"].to_list()
         assert [event.value for event in found] == pytest.approx(rows["value"].to_list(), rel=1e-6)
     assert events.Scalars("loss/model")
+
+
+def courses(metric: str, values: dict[str, list[float]], steps: list[int], error: float | None = None) -> pl.DataFrame:
+    table = _records.MetricTable()
+    for at, step in enumerate(steps):
+        for index, (layer, course) in enumerate(values.items()):
+            table.add(metric, course[at], layer=layer, index=index, step=step, stderr=error)
+    return table.frame()
+
+
+def test_change_is_said_of_the_layer_that_changed_most_and_between_the_steps_where_it_did() -> None:
+    steps = [0, 8, 64, 512, 1024]
+    frame = courses("participation_ratio_centred", {"a": [40.0, 41.0, 41.0, 12.0, 11.9], "b": [30.0] * 4 + [29.0],
+                                                    "c": [10.0, 10.0, 11.0, 12.0, 13.0]}, steps)  # fmt: skip
+    first, second = change_claims(frame, {})
+    assert first.text == ("The centred participation ratio of a fell from 40 to 11.9 between steps 0 and 1024, most of "
+                          "it between steps 64 and 512.")  # fmt: skip
+    assert (first.name, first.level) == ("change", "finding")
+    assert frame[list(first.rows)]["layer"].unique().to_list() == ["a"]
+    assert "25% smaller or more in 1 of 3 layers, and 25% larger or more in 1." in second.text
+    still = change_claims(courses("participation_ratio_centred", {"a": [40.0, 35.0]}, [0, 9]), {})
+    assert [(claim.name, claim.level) for claim in still] == [("change", "none")]
+    assert "Between steps 0 and 9 no layer's" in still[0].text
+    assert change_claims(courses("participation_ratio_centred", {"a": [40.0]}, [0]), {}) == []
+
+
+def test_alignment_has_changed_only_if_its_errors_allow_it() -> None:
+    values = {"a": [0.1, 0.3], "b": [0.2, 0.25]}
+    (sure,) = change_claims(courses("alignment", values, [0, 50], 0.02), {})
+    assert sure.level == "finding"
+    assert sure.text == (
+        "The alignment of a with the targets rose from 0.1 to 0.3 between steps 0 and 50 (one standard error: 0.03)."
+    )
+    for error in (0.05, None):
+        (unsure,) = change_claims(courses("alignment", values, [0, 50], error), {})
+        assert unsure.level == "none"
+        assert unsure.text.startswith("No layer's alignment with the targets changed clearly between steps 0 and 50")
 
 
 def test_a_leaky_resnet_is_watched_along_its_path(tmp_path: Path, clock: Clock) -> None:
