@@ -203,6 +203,20 @@ def slow_measuring(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_waiting_for_a_device_is_training(clock: Clock) -> None:
+    ledger = Ledger(0.5)
+    ledger.waited()  # before the first step nothing counts
+    clock.now = 5.0
+    ledger.stepped()
+    clock.now = 7.0
+    ledger.waited()
+    clock.now = 10.0
+    ledger.measured(7.0)
+    clock.now = 11.0
+    ledger.stepped()
+    assert (ledger.training, ledger.measuring) == (3.0, 3.0)
+
+
 def test_what_is_due_waits_until_it_fits(tmp_path: Path, slow_measuring: Clock) -> None:
     monitor = Monitor(network(), X, out=tmp_path / "run", schedule=4, budget=0.5, progress=False)
     seen: dict[int, float] = {}
@@ -422,9 +436,10 @@ def test_an_observer_that_raises_and_a_full_disk_do_not_stop_the_training(
         monitor.step()
     monkeypatch.undo()
     monkeypatch.setattr(_monitor, "write_page", lambda path: path)
-    monitor.observers.append(lambda step, model, found: 1 / 0)
+    monitor.observers.insert(0, lambda step, model, found: 1 / 0)
     monitor.step()
     monitor.finish()
+    assert seen == [1, 2, 3]
     table = RunFolder.open(tmp_path / "run").metrics()
     assert sorted(table["step"].unique()) == [0, 1, 2, 3]  # what could not be written then was written later
 

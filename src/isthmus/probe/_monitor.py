@@ -152,18 +152,19 @@ class Monitor:
         leaky = isinstance(bare, LeakyResNet) and forward is None and layers == BLOCKS
         if metrics is None and not leaky:
             metrics = MONITORED
-        self._active = rank_of_process() == 0
         self._closed, self._warned, self._postponed = False, False, 0
         self._due = False
         self._loss: Any = None
         self._losses = 0
         self.path = Path(out) if out is not None else fresh_folder(COMMAND)
-        self._folder = MonitorFolder(self.path, resume=resume, first_step=first_step) if self._active else None
+        self._folder: MonitorFolder | None = None
         self._scalars: Scalars | None = None
         self._wants_scalars = tensorboard
-        self._at = (first_step or 0) if self._folder is None else self._folder.first_step
-        if self._folder is None:
+        self._at = first_step or 0
+        if rank_of_process() != 0:
             return
+        self._folder = MonitorFolder(self.path, resume=resume, first_step=first_step)
+        self._at = self._folder.first_step
         if before := self._folder.before:
             self._ledger = Ledger(budget, training=before["seconds_training"], measuring=before["seconds_measuring"])
             self._postponed = int(before["postponed"])
@@ -307,8 +308,11 @@ class Monitor:
         return self._folder
 
     def _start_clock(self) -> float:
-        for device in {p.device for p in self._model.parameters() if p.device.type == "cuda"}:
-            torch.cuda.synchronize(device)  # what the training has asked for is not the measurement's to pay for
+        devices = {p.device for p in self._model.parameters() if p.device.type == "cuda"}
+        for device in devices:
+            torch.cuda.synchronize(device)
+        if devices:
+            self._ledger.waited()  # for what the training had asked for, which is not the measurement's to pay for
         return _monitor_schedule.clock()
 
     def _measured(self) -> Measurement:
@@ -343,7 +347,8 @@ class Monitor:
             if found is not None:
                 rows = folder.add(at, found)
                 for observer in self.observers:
-                    observer(at, self._model, found)
+                    with self._guarded(f"an observer failed at step {at}"):
+                        observer(at, self._model, found)
             else:
                 rows = None
             self._write("running", _monitor_schedule.clock() - start)

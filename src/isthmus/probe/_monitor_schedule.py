@@ -116,6 +116,11 @@ class Ledger:
             self.training += now - self._since
         self._since = now
 
+    def waited(self) -> None:
+        """What the last step left to be done is done: the time it took was training, too."""
+        if self._since is not None:
+            self.stepped()
+
     def measured(self, start: float) -> float:
         """A measurement that began at `start` has ended; returns how long it took."""
         now = clock()
