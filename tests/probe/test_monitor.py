@@ -307,10 +307,11 @@ def test_a_loss_without_gradients_is_the_same_number() -> None:
     assert loss("loss", "backward_norm") == pytest.approx(direct, rel=1e-12)
 
 
-def test_the_same_samples_at_every_step(tmp_path: Path, clock: Clock) -> None:
+@pytest.mark.parametrize("kind", ["shuffled", "tensor"])
+def test_the_same_samples_at_every_step(tmp_path: Path, clock: Clock, kind: str) -> None:
     model, x = network(), X.clone()
-    shuffled = DataLoader(TensorDataset(x), batch_size=8, shuffle=True)
-    monitor = Monitor(model, shuffled, out=tmp_path / "run", max_samples=20, progress=False)
+    data = x if kind == "tensor" else DataLoader(TensorDataset(x), batch_size=8, shuffle=True)
+    monitor = Monitor(model, data, out=tmp_path / "run", max_samples=20, progress=False)
     x.zero_()  # what the user does with the data later does not matter
     clock.now += 1
     monitor.step()
