@@ -66,6 +66,14 @@ ITEMS = [
 WORSE = [{**item, "labels": (int(item["labels"]) + 1) % 3} for item in ITEMS]  # what training makes worse
 
 
+def drawing(items: list[Any]) -> Any:
+    """Puts items together, and draws random numbers as a collator that masks tokens does."""
+    from transformers import default_data_collator
+
+    _ = torch.rand(3)
+    return default_data_collator(items)
+
+
 def hugging_face(folder: Path, model: nn.Module, callbacks: list[Any], **options: Any) -> Any:
     from transformers import Trainer, TrainingArguments
 
@@ -74,7 +82,8 @@ def hugging_face(folder: Path, model: nn.Module, callbacks: list[Any], **options
         save_steps=5, report_to=[], disable_tqdm=True, use_cpu=True, seed=1, learning_rate=0.01,
         dataloader_pin_memory=False, **options,
     )  # fmt: skip
-    return Trainer(model=model, args=arguments, train_dataset=ITEMS, eval_dataset=WORSE, callbacks=callbacks)
+    return Trainer(model=model, args=arguments, train_dataset=ITEMS, eval_dataset=WORSE, callbacks=callbacks,
+                   data_collator=drawing)  # fmt: skip
 
 
 def fresh() -> Net:
