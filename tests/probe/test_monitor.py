@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ from isthmus._errors import WriteError
 from isthmus._records import RunFolder
 from isthmus.probe import Monitor, MonitorWarning, _monitor, _monitor_schedule
 from isthmus.probe._monitor import MONITORED
+from isthmus.probe._monitor_folder import MonitorFolder
 from isthmus.probe._monitor_schedule import Ledger, Schedule
 from isthmus.probe._monitor_verdict import change_claims
 
@@ -420,6 +422,35 @@ def test_one_broken_layer_fails_alone_and_keeps_its_place(tmp_path: Path, clock:
     assert np.isnan(broken[row]).all()
     assert np.array_equal(np.delete(whole, row, 0), np.delete(broken, row, 0), equal_nan=True)
     assert len(arrays["spectra/representation"]) == len(run.run["measured"]["sites"]) == len(whole) - 1
+
+
+def test_rows_of_a_step_are_named_whatever_that_step_has_measured(tmp_path: Path) -> None:
+    whole = measure(network(), X, jacobian_samples=0, progress=False)
+    sites = whole.record["measured"]["sites"]
+    gone = next(row for row, one in enumerate(sites) if one["name"] == "2")
+    fewer = dataclasses.replace(
+        whole,
+        record=dict(whole.record) | {"measured": whole.record["measured"] | {"sites": np.delete(sites, gone).tolist()}},
+        arrays={name: array if "weight" in name else np.delete(array, gone, 0) for name, array in whole.arrays.items()},
+    )
+    for order in ((fewer, whole), (whole, fewer)):
+        folder = MonitorFolder(tmp_path / ("fewer" if order[0] is fewer else "whole"))
+        for step, found in enumerate(order):
+            folder.add(step, found)
+        folder.write({}, {})
+        run = RunFolder.open(folder.path)
+        arrays, names = run.arrays(), run.run["monitor"]["sites"]
+        assert sorted(names) == sorted(one["name"] for one in sites)
+        for step, found in enumerate(order):
+            rows = arrays[f"steps/{step}/spectra/representation"]
+            assert len(rows) == len(names)
+            own = {one["name"]: row for row, one in enumerate(found.record["measured"]["sites"])}
+            for row, name in zip(rows, names, strict=True):
+                if name in own:
+                    expected = found.arrays["spectra/representation"][own[name]].astype(np.float32)
+                    assert np.array_equal(row, expected, equal_nan=True)
+                else:
+                    assert np.isnan(row).all()
 
 
 def test_an_observer_that_raises_and_a_full_disk_do_not_stop_the_training(
