@@ -722,6 +722,7 @@ def test_large_spectra_keep_their_largest_values(tmp_path: Path) -> None:
     assert np.array_equal(kept, full[:, :64].astype(np.float32), equal_nan=True)
 
 
+@pytest.mark.slow  # the guide makes pages of monitored trainings in the quick tests
 def test_the_page_of_a_folder_that_is_not_finished(tmp_path: Path, clock: Clock, with_page: None) -> None:
     model = network()
     monitor = Monitor(model, X, targets=Y, out=tmp_path / "run", schedule=4, progress=False)
