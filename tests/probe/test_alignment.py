@@ -123,10 +123,9 @@ def test_with_more_outputs_than_probes_traces_are_estimated_and_the_traced_align
     assert 0.4 < float(z.square().mean().sqrt()) < 1.6
     near = torch.ones(30, 4) + 1e-3 * x  # nearly all of the trace is of mean gradients
     right_near = align(model, near, targets=y, bootstrap=0, progress=False)
-    z = torch.tensor([(one.trace - other.trace) / one.trace_stderr
-                      for s in range(8) for one, other in zip(align(model, near, targets=y, method="estimate", probes=32,
-                                                                    seed=s, progress=False).layers,
-                                                              right_near.layers, strict=True)])  # fmt: skip
+    estimates = [align(model, near, targets=y, method="estimate", probes=32, seed=s, progress=False) for s in range(8)]
+    pairs = [(one, other) for r in estimates for one, other in zip(r.layers, right_near.layers, strict=True)]
+    z = torch.tensor([(one.trace - other.trace) / one.trace_stderr for one, other in pairs])
     assert 0.4 < float(z.square().mean().sqrt()) < 1.6
     asked = align(model, x, targets=y, method="estimate", probes=32, traced=True, progress=False)
     for one, other in zip(asked.layers, right.layers, strict=True):

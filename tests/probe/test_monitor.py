@@ -368,6 +368,20 @@ def test_losses_are_means_over_the_steps_since_the_last_measurement(tmp_path: Pa
     assert rows["n"].to_list() == [3, 3, 1]
     expected = [np.mean(losses[:3]), np.mean(losses[3:6]), losses[6]]
     assert rows["value"].to_list() == pytest.approx(expected, rel=1e-6)  # sums of tensors are in float32
+    # where measuring takes too long, losses are recorded all the same
+    monitor = Monitor(network(), X, out=tmp_path / "slow", schedule=3, progress=False)
+
+    def slow(_step: int, _model: nn.Module, _found: Any) -> None:
+        clock.now += 100
+
+    monitor.observers.append(slow)
+    losses.clear()
+    trained(network(), 10, after)
+    monitor.finish()
+    assert monitor.steps == [0, 3, 10]
+    rows = monitor.table.filter((pl.col("metric") == "loss") & (pl.col("split") == "train"))
+    assert rows["step"].to_list() == [3, 6, 9, 10]
+    assert rows["value"].to_list() == pytest.approx([*np.reshape(losses[:9], (3, 3)).mean(1), losses[9]], rel=1e-6)
     with pytest.raises(InputError, match=r"loss: got a tensor of shape \(2,\), expected one number"):
         Monitor(network(), X, out=tmp_path / "other", progress=False).step(torch.ones(2))
 

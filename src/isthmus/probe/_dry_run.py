@@ -100,7 +100,8 @@ def plan_measure(
         seconds = math.inf
         for _ in range(2):  # the first one also warms up
             start = time.perf_counter()
-            run_pass(bare, [ready.first], ready.plan, ready.survey, ready.handles, forward=forward, loss=options.loss)
+            run_pass(bare, [ready.first], ready.plan, ready.survey, ready.handles, forward=forward, loss=options.loss,
+                     backward=options.backward)  # fmt: skip
             seconds = min(seconds, time.perf_counter() - start)
             for handle in ready.handles:
                 handle.remove()

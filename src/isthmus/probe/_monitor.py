@@ -27,7 +27,7 @@ from isthmus.probe._monitor_folder import COMMAND, MonitorFolder
 from isthmus.probe._monitor_probe import held_probe
 from isthmus.probe._monitor_scalars import Scalars, require_tensorboard
 from isthmus.probe._monitor_schedule import Ledger, Schedule
-from isthmus.probe._one import Forward, unwrapped
+from isthmus.probe._one import Forward, rank_of_process, unwrapped
 from isthmus.probe._select import BLOCKS
 from isthmus.report import write_page
 
@@ -217,8 +217,8 @@ class Monitor:
         """Count one step of the optimiser, and measure where that is due and within the budget.
 
         Args:
-            loss: of this training step. The mean over the steps since the last measurement is recorded; a tensor is
-                not waited for until then.
+            loss: of this training step. At the steps of the schedule, measured or not, the mean over the steps since
+                the one before is recorded; a tensor is not waited for until then.
             step: number of the step; one more than the step before, if None.
 
         Returns:
@@ -244,6 +244,8 @@ class Monitor:
             value = loss.detach().float() if isinstance(loss, Tensor) else float(loss)
             self._loss, self._losses = value if self._loss is None else self._loss + value, self._losses + 1
         reached = self._schedule.count(before, now)
+        if reached:
+            self._log_mean(now)
         self._due = self._due or reached > 0
         if not self._due:
             return None
@@ -339,10 +341,7 @@ class Monitor:
 
     def _keep(self, found: Measurement | None, start: float, step: int | None = None) -> None:
         folder, at = self._measuring(), self._at if step is None else step
-        if self._losses:
-            note = f"mean over {self._losses} training steps"
-            folder.add_loss(at, float(self._loss) / self._losses, self._losses, note)
-            self._loss, self._losses = None, 0
+        self._log_mean(at)
         try:
             if found is not None:
                 rows = folder.add(at, found)
@@ -358,6 +357,13 @@ class Monitor:
                 self._scalars.add(at, rows)
         finally:
             self._ledger.measured(start)
+
+    def _log_mean(self, step: int) -> None:
+        """Record the mean loss of the training steps since it was recorded last; written with the next measurement."""
+        if self._losses:
+            note = f"mean over {self._losses} training steps"
+            self._measuring().add_loss(step, float(self._loss) / self._losses, self._losses, note)
+            self._loss, self._losses = None, 0
 
     def _write(self, status: str, now: float = 0.0) -> None:
         """Write the folder; `now` are the seconds of the measurement that is not counted yet."""
@@ -388,10 +394,3 @@ class Monitor:
         cost = "" if share is None else f", {share:.1%} of the training time"
         text = f"isthmus: {len(self.steps)} steps measured{cost}; page: {self.path / 'report.html'}"
         Console(stderr=True).print(escape(text), highlight=False, soft_wrap=True)
-
-
-def rank_of_process() -> int:
-    """Rank of this process in a distributed training; 0 where there is none."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank()
-    return 0

@@ -274,3 +274,10 @@ def _jacobian(model: nn.Module, kept: _Kept, options: MeasureOptions) -> tuple[M
 def layers_text(layers: str | Sequence[str]) -> str:
     """What was asked to be measured, as one string."""
     return layers if isinstance(layers, str) else ", ".join(layers)
+
+
+def rank_of_process() -> int:
+    """Rank of this process in a distributed training; 0 where there is none."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank()
+    return 0

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from isthmus._errors import InputError
+from isthmus.probe import require_tensorboard as require_tensorboard
 from isthmus.train._loop import EpochLog
-
-
-def require_tensorboard() -> None:
-    """Raise `InputError` that says what to install, unless TensorBoard is there."""
-    if importlib.util.find_spec("tensorboard") is None:
-        raise InputError("tensorboard", "asked for, but not installed", "the extra",
-                         'pip install "isthmus[tensorboard]"')  # fmt: skip
 
 
 @contextmanager
