@@ -1,8 +1,13 @@
-"""Numbers from second moments and spectra: pure functions of tensors (arXiv 2405.17573, docs/theory section 1)."""
+"""Numbers from second moments, spectra and weights: pure functions of tensors (docs/theory, sections 1 and 3)."""
 
 from isthmus.geometry._bottleneck import Bottleneck as Bottleneck
 from isthmus.geometry._bottleneck import Evidence as Evidence
 from isthmus.geometry._bottleneck import find_bottleneck as find_bottleneck
+from isthmus.geometry._certificate import BottleneckCertificate as BottleneckCertificate
+from isthmus.geometry._certificate import WeightSpectra as WeightSpectra
+from isthmus.geometry._certificate import bottleneck_certificate as bottleneck_certificate
+from isthmus.geometry._certificate import bottleneck_frames as bottleneck_frames
+from isthmus.geometry._certificate import weight_spectra as weight_spectra
 from isthmus.geometry._dimension_gap import Gap as Gap
 from isthmus.geometry._dimension_gap import random_gap as random_gap
 from isthmus.geometry._dimension_gap import widest_gap as widest_gap
@@ -41,6 +46,8 @@ from isthmus.geometry._ranks import numerical_rank as numerical_rank
 from isthmus.geometry._ranks import participation_ratio as participation_ratio
 from isthmus.geometry._ranks import spectrum_of_gram as spectrum_of_gram
 from isthmus.geometry._ranks import stable_rank as stable_rank
+from isthmus.geometry._relu_network import neuron_balance as neuron_balance
+from isthmus.geometry._relu_network import relu_jacobian as relu_jacobian
 from isthmus.geometry._streams import CrossAccumulator as CrossAccumulator
 from isthmus.geometry._streams import Shifted as Shifted
 from isthmus.geometry._streams import StreamAccumulator as StreamAccumulator
