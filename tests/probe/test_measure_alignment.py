@@ -133,6 +133,40 @@ def test_forms_of_data_give_the_same() -> None:
         assert [row["value"] for row in rows(found)] == pytest.approx(right, rel=1e-5)
 
 
+def test_forms_of_targets_give_the_same() -> None:
+    model, (x, y) = network(), task()
+    right = measure(model, x, targets=y)
+    for same in (y[:, None], nn.functional.one_hot(y), y.int(), y.numpy()):
+        found = measure(model, x, targets=same, loss="cross_entropy")
+        assert [row["value"] for row in rows(found)] == pytest.approx([row["value"] for row in rows(right)], rel=1e-9)
+        assert loss(found) == pytest.approx(loss(right), rel=1e-9)
+    with pytest.raises(isthmus.InputError, match=r"classes are to be whole numbers: targets\.long\(\)"):
+        measure(model, x, targets=y.double())
+    with pytest.raises(isthmus.InputError, match=r"give targets\.long\(\)"):
+        measure(model, x, targets=y.double(), loss="cross_entropy")
+
+
+def loss(found: Measurement) -> float:
+    (value,) = found.table.filter(pl.col("metric") == "loss", pl.col("layer") == "model")["value"].to_list()
+    return value
+
+
+def test_a_binary_classifier_has_one_logit() -> None:
+    model, (x, y) = network(1), task()
+    y = y.clamp(max=1)
+    right = nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], y.double())
+    aligned = align(model, x, targets=y.double()[:, None], bootstrap=0, progress=False)  # as numbers
+    for same in (y, y[:, None], y.bool()):
+        found = measure(model, x, targets=same, loss="cross_entropy")
+        assert loss(found) == pytest.approx(float(right.detach()), rel=1e-9)
+        values = [row["value"] for row in rows(found, "alignment")]
+        assert values == pytest.approx([one.alignment for one in aligned.layers], rel=1e-6)
+    with pytest.raises(isthmus.InputError, match="targets: got 2, expected classes 0 and 1, for one output"):
+        measure(model, x, targets=y + 1)
+    with pytest.raises(isthmus.InputError, match="got 2, expected classes from 0 to 1, for 1 outputs"):
+        align(model, x, targets=y + 1, progress=False)
+
+
 def test_metrics_that_were_asked_for_alone() -> None:
     model, (x, y) = network(), task()
     found = measure(model, x, targets=y, metrics=["alignment"])

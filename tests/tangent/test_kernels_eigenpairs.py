@@ -58,3 +58,8 @@ def test_rates_at_the_ends() -> None:
                              ((math.nan, 10), "top_eigenvalue")):  # fmt: skip
         with pytest.raises(InputError, match=match):
             largest_stable_rate(*arguments)
+
+
+def test_a_product_that_is_not_finite_is_refused() -> None:
+    with pytest.raises(InputError, match="product: got values that are not finite"):
+        top_eigenpairs(lambda v: v * math.nan, 40, 1, 1)

@@ -17,7 +17,8 @@ CLASSES, REAL = "classes", "real"
 def centred_targets(batches: Sequence[Batch], outputs: int) -> tuple[Float[Tensor, "n c"], str]:
     """`ỹ`: one-hot classes, or real targets, minus their mean over samples, float64 (docs/theory 4.1).
 
-    Whole numbers are classes, one per sample, from 0 to C − 1.
+    Whole numbers are classes, one per sample, from 0 to C − 1 (of one output: 0 and 1, which stand for themselves), or
+    rows with a 1 at the class; true and false are 1 and 0.
 
     Args:
         batches: with their targets.
@@ -66,12 +67,18 @@ def centred_targets(batches: Sequence[Batch], outputs: int) -> tuple[Float[Tenso
 
 
 def _one_hot(y: Tensor, n: int, outputs: int) -> Tensor:
+    y = y.long()
+    if outputs > 1 and y.shape == (n, outputs) and bool(((y == 0) | (y == 1)).all()) and bool((y.sum(1) == 1).all()):
+        return y
     if y.shape != (n,) and y.shape != (n, 1):
         raise InputError("targets", f"shape {tuple(y.shape)} of whole numbers", f"one class for each of {n} samples",
                          "give real targets as floating-point numbers")  # fmt: skip
-    classes = y.reshape(n).long()
+    classes = y.reshape(n)
     low, high = int(classes.min()), int(classes.max())
+    if outputs == 1 and low >= 0 and high <= 1:
+        return classes[:, None]
     if low < 0 or high >= outputs:
-        raise InputError("targets", low if low < 0 else high, f"classes from 0 to {outputs - 1}, for {outputs} outputs",
+        expected = f"classes from 0 to {max(outputs - 1, 1)}, for {outputs} outputs"
+        raise InputError("targets", low if low < 0 else high, expected,
                          "give real targets as floating-point numbers" if outputs == 1 else "")  # fmt: skip
     return torch.nn.functional.one_hot(classes, outputs)

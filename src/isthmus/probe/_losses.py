@@ -31,7 +31,24 @@ def outputs_of(returned: Any) -> Tensor:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """`−log softmax(outputs)[target]`, mean over samples and positions; classes last, or first after the samples."""
+    """`−log softmax(outputs)[target]`, mean over samples and positions; classes last, or first after the samples.
+
+    Of one output, with targets 0 and 1, `−log` of the logistic function: the output is the logit of class 1.
+    """
+    if targets.is_floating_point() and targets.shape != outputs.shape:
+        raise InputError("targets", f"{targets.dtype} of shape {tuple(targets.shape)}", "whole numbers for classes",
+                         "give targets.long(), or loss='square'")  # fmt: skip
+    if outputs.dim() == 2 and outputs.shape[1] == 1 and targets.numel() == outputs.shape[0]:
+        wanted = targets.reshape(outputs.shape).to(outputs.dtype)
+        if bool(((wanted < 0) | (wanted > 1)).any()):
+            wrong = int(targets.max()) if int(targets.max()) > 1 else int(targets.min())
+            raise InputError("targets", wrong, "classes 0 and 1, for one output", "give loss='square' for numbers")
+        return torch.nn.functional.binary_cross_entropy_with_logits(outputs, wanted)
+    if targets.shape == outputs.shape:  # a probability for each class, or 1 for the right one
+        return torch.nn.functional.cross_entropy(outputs, targets.to(outputs.dtype))
+    if outputs.dim() == 2 and targets.shape == (outputs.shape[0], 1):
+        targets = targets[:, 0]
+    targets = targets.long()
     if outputs.dim() == targets.dim() + 1 and outputs.shape[:-1] == targets.shape:
         return torch.nn.functional.cross_entropy(outputs.flatten(0, -2), targets.flatten())
     return torch.nn.functional.cross_entropy(outputs, targets)
@@ -41,7 +58,9 @@ def square(outputs: Tensor, targets: Tensor) -> Tensor:
     """`(1/N) Σ_i ‖y_i − f(x_i)‖²`: sum over outputs, mean over samples (arXiv 2405.17573, docs/theory 1.2)."""
     fitted = targets.reshape(outputs.shape) if targets.numel() == outputs.numel() else targets
     if fitted.shape != outputs.shape:
-        raise InputError("targets", tuple(targets.shape), f"the shape of the outputs, {tuple(outputs.shape)}")
+        classes = targets.dim() == 1 and bool((targets == targets.round()).all())
+        raise InputError("targets", tuple(targets.shape), f"the shape of the outputs {tuple(outputs.shape)}",
+                         "classes are to be whole numbers: targets.long()" if classes else "")  # fmt: skip
     return (outputs - fitted.to(outputs.dtype)).square().reshape(outputs.shape[0], -1).sum(1).mean()
 
 
@@ -79,6 +98,8 @@ def _with_targets(inner: Callable[[Any, Tensor], Tensor], name: str) -> LossOf:
                              "give targets=, batches (input, target), or leave the loss out")  # fmt: skip
         try:
             value: Any = inner(returned, batch.targets)
+        except InputError:
+            raise
         except Exception as error:
             shapes = f"targets {tuple(batch.targets.shape)} ({batch.targets.dtype})"
             tensor = main_tensor(returned)[0]

@@ -47,7 +47,7 @@ def top_eigenpairs(
         start: where the iteration begins.
 
     Raises:
-        InputError: a `k` out of range.
+        InputError: a `k` out of range, or a product that is not finite.
         IsthmusError: the iteration does not converge.
     """
     size, count = n * outputs, 0
@@ -58,7 +58,11 @@ def top_eigenpairs(
         nonlocal count
         count += 1
         given = torch.from_numpy(np.ascontiguousarray(v, dtype=np.float64)).reshape(n, outputs)
-        return product(given).detach().cpu().double().reshape(-1).numpy()
+        made = product(given).detach().cpu().double().reshape(-1)
+        if not bool(made.isfinite().all()):
+            raise InputError("product", "values that are not finite", "a kernel of finite numbers",
+                             "look for a root or a norm at 0, or an overflow")  # fmt: skip
+        return made.numpy()
 
     if k >= size - 1 or size <= 20:  # ARPACK finds no more than size − 1, and nothing is saved
         dense = np.stack([apply(column) for column in np.eye(size)])
