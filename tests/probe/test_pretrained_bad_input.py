@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import polars as pl
 import pytest
 import torch
 import transformers
+from PIL import Image
 
 from isthmus import InputError, IsthmusError
 from isthmus.probe import load_pretrained, measure
@@ -305,9 +307,37 @@ def test_folders_of_images(vit: Path, tmp_path: Path) -> None:
     assert "3 classes without names" in refused(vit, images=named, loss="cross_entropy")
     broken = images(tmp_path / "broken")
     (broken / "1.png").write_text("no image")
-    model, samples, options = load_pretrained(vit, images=broken)
+    assert "1.png, expected a readable image (UnidentifiedImageError" in refused(vit, images=broken)
+
+
+def test_an_image_that_ends_too_early(vit: Path, tmp_path: Path) -> None:
+    folder = images(tmp_path)
+    (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:200])
+    model, samples, options = load_pretrained(vit, images=folder)
     with pytest.raises(InputError, match=r"images: got .*1\.png, expected a readable image"):
         measure(model, samples, **options, progress=False, jacobian_samples=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "mode"),
+    [("x.png", "uint16", "I;16"), ("x.tif", ">u2", "I;16B"), ("x.tif", "int32", "I"), ("x.tif", "float32", "F")],
+)
+def test_images_of_more_than_8_bits(vit: Path, tmp_path: Path, name: str, dtype: str, mode: str) -> None:
+    Image.fromarray((numpy.arange(80).reshape(8, 10) * 700).astype(dtype)).save(images(tmp_path) / name)
+    said = refused(vit, images=tmp_path)
+    assert f"{name}, expected an image of 8 bits per channel (its mode is {mode}); save it as 8 bit" in said
+    load_pretrained(vit, images=tmp_path, max_samples=4)  # `x` is the fifth, and not taken
+
+
+@pytest.mark.parametrize("name", ["x.gif", "x.tif"])
+def test_images_of_several_pages(vit: Path, tmp_path: Path, name: str) -> None:
+    pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    pages[0].save(images(tmp_path) / name, save_all=True, append_images=pages[1:])
+    assert f"{name}, expected an image of one page (it has 3)" in refused(vit, images=tmp_path)
+    pages[0].save(tmp_path / name)
+    pages[0].save(tmp_path / "y.jpg", format="MPO", save_all=True, append_images=pages[1:])
+    _, samples, _ = load_pretrained(vit, images=tmp_path)
+    assert samples.record["samples"] == 6
 
 
 def test_a_model_without_an_attention_mask_reads_one_text_at_a_time(tmp_path: Path) -> None:

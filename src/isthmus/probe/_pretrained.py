@@ -25,6 +25,7 @@ from isthmus.probe._pretrained_samples import (
     PretrainedSamples,
     TextBatches,
     TextRows,
+    check_images,
     check_vocabulary,
     default_batch_size,
     encode,
@@ -234,6 +235,7 @@ def _images(
     trusted: bool, loss: str | None,
 ) -> tuple[PretrainedSamples, str | None]:  # fmt: skip
     found = find_images(folder, max_samples)
+    check_images(found.files)
     processor = open_image_processor(place, trusted=trusted)
     role, config, notes = role_of(model), cast("Any", model).config, list(found.notes)
     numbers: list[Any] | None = None

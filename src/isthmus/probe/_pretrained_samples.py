@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -230,18 +231,42 @@ class ImageRows(Dataset[Any]):
         return len(self._files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        file = self._files[index]
-        try:
-            from PIL import Image
-        except ModuleNotFoundError as error:
-            raise IsthmusError(f"images need Pillow ({error}): pip install 'isthmus[hf]'") from error
-        try:
-            with Image.open(file) as image:
-                whole = image.convert(self._mode)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise InputError("images", str(file), f"a readable image ({said(error)})") from error
+        with _opened(self._files[index]) as image:
+            whole = image.convert(self._mode)
         pixels: Tensor = self._processor(images=whole, return_tensors="pt")["pixel_values"][0]
         return pixels, None if self._labels is None else self._labels[index]
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Generator[Any]:
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise IsthmusError(f"images need Pillow ({error}): pip install 'isthmus[hf]'") from error
+    try:
+        with Image.open(file) as image:
+            yield image
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError("images", str(file), f"a readable image ({said(error)})") from error
+
+
+def check_images(files: Sequence[Path]) -> None:
+    """Reads the head of every image, so that one that cannot be used is found before the first is measured.
+
+    Raises:
+        InputError: an image that cannot be read, has more than 8 bits per channel, or has several pages.
+    """
+    for file in files:
+        with _opened(file) as image:
+            if image.mode in ("I", "F") or image.mode.startswith("I;"):  # `convert` clips these to white
+                raise InputError("images", str(file), f"an image of 8 bits per channel (its mode is {image.mode})",
+                                 "save it as 8 bit, scaled as the images that the model was trained on")  # fmt: skip
+            pages = getattr(image, "n_frames", 1)
+            if pages > 1 and image.format != "MPO":  # the others of an MPO, of a camera, are previews of the first
+                raise InputError("images", str(file), f"an image of one page (it has {pages})",
+                                 "save the page you want as a file of its own")  # fmt: skip
 
 
 def image_batch(rows: list[Any]) -> dict[str, Tensor]:
