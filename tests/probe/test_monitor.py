@@ -700,12 +700,76 @@ def test_alignment_has_changed_only_if_its_errors_allow_it() -> None:
     (sure,) = change_claims(courses("alignment", values, [0, 50], 0.02), {})
     assert sure.level == "finding"
     assert sure.text == (
-        "The alignment of a with the targets rose from 0.1 to 0.3 between steps 0 and 50 (one standard error: 0.03)."
+        "The alignment of a with the targets rose from 0.1 to 0.3 between steps 0 and 50 (one standard error: 0.03). It "
+        "changed clearly in 1 of 2 layers."
     )
-    for error in (0.05, None):
-        (unsure,) = change_claims(courses("alignment", values, [0, 50], error), {})
-        assert unsure.level == "none"
-        assert unsure.text.startswith("No layer's alignment with the targets changed clearly between steps 0 and 50")
+    (unsure,) = change_claims(courses("alignment", values, [0, 50], 0.07), {})
+    assert unsure.level == "none"
+    assert unsure.text == (
+        "No layer's alignment with the targets changed clearly between steps 0 and 50; most clearly that of a, from "
+        "0.1 to 0.3 (2.0 standard errors; the bound for 2 layers is 2.2)."
+    )
+    (unknown,) = change_claims(courses("alignment", values, [0, 50]), {})
+    assert unknown.level == "none"
+    assert "is not judged, for lack of standard errors; most that of a, from 0.1 to 0.3." in unknown.text
+
+
+def ends(metric: str, values: dict[str, list[tuple[float, float | None]]], note: str = "") -> pl.DataFrame:
+    """Values with their errors at steps 0, 1, …"""
+    table = _records.MetricTable()
+    for index, (layer, course) in enumerate(values.items()):
+        for step, (value, error) in enumerate(course):
+            table.add(metric, value, layer=layer, index=index, step=step, stderr=error, note=note)
+    return table.frame()
+
+
+def test_every_layer_is_tested_by_its_own_error() -> None:
+    frame = ends("alignment", {"big": [(0.1, 0.2), (0.22, 0.2)], "sure": [(0.1, 0.001), (0.2, 0.001)],
+                               "bare": [(0.1, None), (0.9, None)]}, "estimate; standard error from probes")  # fmt: skip
+    (claim,) = change_claims(frame, {})
+    assert claim.level == "finding"
+    assert claim.text.startswith("The alignment of sure with the targets rose from 0.1 to 0.2 between steps 0 and 1")
+    assert "It changed clearly in 1 of 2 layers." in claim.text
+    assert "for lack of a value with a standard error at one of these steps: bare." in claim.text
+    assert claim.text.endswith("Standard errors are those of the estimate, for these samples.")
+    assert frame[list(claim.rows)]["layer"].to_list() == ["big", "big", "sure", "sure", "bare", "bare"]
+
+
+def test_the_more_layers_are_tested_the_more_a_change_must_be() -> None:
+    def level(layers: int) -> str:
+        still = {f"still.{k}": [(0.1, 0.03), (0.1, 0.04)] for k in range(layers - 1)}
+        (claim,) = change_claims(ends("alignment", {"a": [(0.1, 0.03), (0.215, 0.04)]} | still), {})
+        assert "of the estimate" not in claim.text
+        return claim.level
+
+    # 2.3 standard errors; two-sided 5% is 1.96 for one layer, 2.24 for two, 2.39 for three
+    assert [level(1), level(2), level(3), level(10)] == ["finding", "finding", "none", "none"]
+
+
+def test_a_layer_that_loses_all_its_dimensions_is_named_first() -> None:
+    steps = [0, 8, 64, 512]
+    frame = courses("participation_ratio_centred", {"shrinks": [90.0, 3.0, 3.0, 2.0], "dies": [5.0, 5.0, 0.0, 0.0],
+                                                    "dead": [0.0] * 4}, steps)  # fmt: skip
+    first, second = change_claims(frame, {})
+    assert first.text == (
+        "The centred participation ratio of dies fell from 5 to 0 between steps 0 and 512, most of it between steps 8 "
+        "and 64."
+    )
+    assert first.level == "finding"
+    assert "25% smaller or more in 2 of 3 layers (1 to 0), and 25% larger or more in 0." in second.text
+    (lives,) = change_claims(courses("participation_ratio_centred", {"a": [0.0, 0.0, 6.0, 5.0]}, steps), {})
+    assert "of a rose from 0 to 5 between steps 0 and 512, most of it between steps 8 and 64." in lives.text
+    (dead,) = change_claims(courses("participation_ratio_centred", {"dead": [0.0] * 4}, steps), {})
+    assert dead.level == "none"
+
+
+def test_all_layers_are_compared_at_the_same_two_steps() -> None:
+    for metric in ("participation_ratio_centred", "alignment"):
+        values = {"gone": [(5.0, 0.1), (1.0, 0.1)], "stays": [(5.0, 0.1), (9.0, 0.1), (5.1, 0.1)]}
+        (claim,) = change_claims(ends(metric, values), {})
+        assert claim.level == "none"
+        assert "etween steps 0 and 2" in claim.text
+        assert claim.text.endswith("at one of these steps: gone.")
 
 
 def test_a_leaky_resnet_is_watched_along_its_path(tmp_path: Path, clock: Clock) -> None:
