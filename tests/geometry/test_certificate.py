@@ -340,6 +340,7 @@ def test_deviation_is_the_largest_distance_and_missing_values_are_zero() -> None
     )
     assert spectra.deviation(2).tolist() == pytest.approx([0.3, 1])
     assert spectra.deviation(1).tolist() == pytest.approx([0.9, 0], abs=1e-12)
+    assert spectra.deviation(3).tolist() == pytest.approx([0.8, 1])
     assert spectra.deviation(0).tolist() == pytest.approx([1.3, 1])
     assert spectra.near_one().tolist() == [2, 1]
     assert spectra.near_one(0.2).tolist() == [1, 1]
@@ -352,14 +353,13 @@ def test_the_mean_of_positive_activations_takes_a_dimension_of_its_own() -> None
     basis = torch.linalg.qr(torch.randn(6, 3, generator=g)).Q
     mean = basis[:, 0] * 10
     x = mean + 0.1 * torch.randn(40, 2, generator=g) @ basis[:, 1:].mT
-    first = torch.eye(6)  # reads all of x, whose centred part alone changes sign
     step = basis @ basis.mT
     spectra = weight_spectra([step, step], None, x)
     assert spectra.near_one()[0] == 3
     assert spectra.near_one(mean=False)[0] == 2
     assert spectra.deviation(2, mean=False)[0] < 0.01
     # a mean that is 0 within its error is no direction
-    centred = weight_spectra([first], None, torch.randn(500, 6, generator=g))
+    centred = weight_spectra([torch.eye(6)], None, torch.randn(500, 6, generator=g))
     assert centred.near_one(mean=False)[0] == 6
     assert torch.equal(centred.values[0], centred.without_mean[0])
 

@@ -129,7 +129,7 @@ class WeightSpectra:
             raise InputError("rank", rank, "a whole number ≥ 0")
         found: list[Tensor] = []
         for s in self._of(mean):
-            padded = torch.cat([s, s.new_zeros(max(1, rank - s.numel()))])
+            padded = torch.cat([s, s.new_zeros(1)])  # a missing value is 0; one stands for all
             target = (torch.arange(padded.numel(), device=s.device) < rank).to(s)
             found.append((padded - target).abs().amax())
         return torch.stack(found)

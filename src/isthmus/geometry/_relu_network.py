@@ -11,8 +11,9 @@ from torch import Tensor
 
 from isthmus._errors import InputError
 
-_ENTRIES = 2**20
-"""Entries of a batch of products held at once (8 MiB): larger ones leave the cache, smaller ones are all overhead."""
+_ENTRIES = 2**17
+"""Entries of a batch of products held at once (1 MiB): with eight times as many, which leave the cache, it took 1.4 to
+1.8 times as long (measured, width 100)."""
 
 
 @dataclasses.dataclass(frozen=True)
