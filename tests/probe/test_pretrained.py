@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import socket
 from collections.abc import Iterator
@@ -14,8 +15,10 @@ import torch
 import transformers
 from torch import Tensor
 
+from isthmus import InputError
 from isthmus._records import RunFolder
 from isthmus.probe import Measurement, load_pretrained, measure
+from isthmus.probe._pretrained_samples import positions
 from pretrained_support import (
     CLASSES,
     LENGTHS,
@@ -24,6 +27,7 @@ from pretrained_support import (
     images,
     lines,
     made,
+    spread,
     texts,
     tokenizer,
 )
@@ -398,6 +402,69 @@ def test_positions_numbered_from_behind_the_padding_leave_less_room(tmp_path: Pa
     tokenizer(around=True).save_pretrained(tmp_path / "m")
     found = measured(tmp_path / "m", text=texts((20, 3)))
     assert any("1 of 2 were cut at the end to 11 tokens" in note for note in found.notes)
+
+
+def led(place: Path) -> Any:
+    torch.manual_seed(3)
+    config = transformers.LEDConfig(vocab_size=VOCABULARY, d_model=8, encoder_layers=2, decoder_layers=2,
+                                    encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=12,
+                                    decoder_ffn_dim=12, max_encoder_position_embeddings=19, attention_window=4,
+                                    max_decoder_position_embeddings=7, pad_token_id=0,
+                                    decoder_start_token_id=4)  # fmt: skip
+    model = spread(transformers.LEDForConditionalGeneration(config)).eval()
+    copy.deepcopy(model).save_pretrained(place)
+    tokenizer().save_pretrained(place)
+    return model
+
+
+def test_texts_and_targets_are_cut_to_the_positions_of_encoder_and_decoder(tmp_path: Path) -> None:
+    model, given = led(tmp_path / "m"), texts((25, 3, 13))
+    found = measured(tmp_path / "m", text=given, batch_size=3)
+    notes = " / ".join(found.notes)
+    assert "to multiples of 4 tokens (the model's attention_window); padding counts nowhere" in notes
+    assert "1 of 3 were cut at the end to 16 tokens (the model's positions); the longest had 25" in notes
+    assert "targets: 2 of 3 were cut to 7 tokens (the decoder's positions); the longest had 25" in notes
+    words, outs = tokenizer(), []
+    for text in given:
+        row = words(text, return_tensors="pt")["input_ids"][:, :16]
+        with torch.no_grad():
+            outs.append(model(input_ids=row, labels=row[:, :7], output_hidden_states=True))
+    expected = sum(n * float(out.loss) for n, out in zip((7, 3, 7), outs, strict=True)) / 17
+    assert value_of(found, "loss", "model") == pytest.approx(expected, rel=1e-6)
+    for side in ("encoder", "decoder"):
+        state = torch.cat([out[f"{side}_hidden_states"][1][0] for out in outs])
+        for metric, value in ranks(state).items():
+            assert value_of(found, metric, f"led.{side}.layers.0") == pytest.approx(value, rel=1e-6), (side, metric)
+    assert "targets" not in " ".join(load_pretrained(tmp_path / "m", text=given, max_length=7).samples.notes)
+    with pytest.raises(InputError, match="max_length: got 17, expected a whole number of at least 1 and at most 16"):
+        load_pretrained(tmp_path / "m", text=given, max_length=17)
+
+
+def test_texts_are_padded_to_the_attention_window(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = transformers.LongformerConfig(vocab_size=VOCABULARY, hidden_size=8, num_hidden_layers=2, pad_token_id=0,
+                                           num_attention_heads=2, intermediate_size=12, attention_window=[4, 8],
+                                           max_position_embeddings=28, num_labels=3)  # fmt: skip
+    model = spread(transformers.LongformerForSequenceClassification(config)).eval()
+    copy.deepcopy(model).save_pretrained(tmp_path / "m")
+    tokenizer().save_pretrained(tmp_path / "m")
+    given = texts((*LENGTHS, 40))
+    found = measured(tmp_path / "m", text=given, batch_size=5)
+    assert any("1 of 13 were cut at the end to 24 tokens" in note for note in found.notes)
+    with torch.no_grad():
+        rows = [tokenizer()(text, return_tensors="pt")["input_ids"][:, :24] for text in given]
+        state = torch.cat([model(input_ids=row, output_hidden_states=True).hidden_states[1][0] for row in rows])
+    for metric, value in ranks(state).items():
+        assert value_of(found, metric, "longformer.encoder.layer.0") == pytest.approx(value, rel=1e-6), metric
+
+
+def test_a_table_of_positions_limits_texts_where_the_configuration_does_not(tmp_path: Path) -> None:
+    model = made("gpt2")
+    place = directory(tmp_path / "m", "gpt2", model=model)
+    loaded, _, _ = load_pretrained(place, text=texts())
+    assert positions(loaded) == 12
+    loaded.config.n_positions = 99  # type: ignore[union-attr]
+    assert positions(loaded) == 12
 
 
 def test_half_precision_is_said(tmp_path: Path) -> None:

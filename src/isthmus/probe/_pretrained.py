@@ -25,6 +25,7 @@ from isthmus.probe._pretrained_samples import (
     PretrainedSamples,
     TextBatches,
     TextRows,
+    attention_window,
     check_images,
     check_vocabulary,
     default_batch_size,
@@ -32,6 +33,7 @@ from isthmus.probe._pretrained_samples import (
     image_batch,
     length_limit,
     padding_token,
+    positions,
     refuse_other,
     takes,
     text_notes,
@@ -151,7 +153,9 @@ def _texts(
     filling, called = padding_token(model, tokenizer)
     _tell_padding(model, role, filling)
     side = "start" if tokenizer.truncation_side == "left" else "end"
-    notes = [*found.notes, *text_notes(encoded, called, limit, whose, side, "texts")]
+    masked = takes(model, "attention_mask")
+    multiple = attention_window(model) if masked else 1
+    notes = [*found.notes, *text_notes(encoded, called, limit, whose, side, "texts", multiple=multiple)]
     if len(encoded.kept) < len(found.texts):
         notes.append(f"{len(found.texts) - len(encoded.kept)} texts without a token were left out")
     record: dict[str, Any] = {"text": source, "text_column": column, "labels": labels if isinstance(labels, str) else
@@ -160,7 +164,6 @@ def _texts(
                               "padding": called}  # fmt: skip
     second, start, more = _second(model, tokenizer, role, found.texts, found.labels, encoded.kept, limit, used)
     notes += more
-    masked = takes(model, "attention_mask")
     if not masked and len({len(row["input_ids"]) for row in encoded.rows}) > 1:
         if batch_size not in (None, 1):
             raise InputError("batch_size", batch_size, f"1: {type(model).__name__} takes no attention_mask, so padding "
@@ -178,7 +181,7 @@ def _texts(
     size = batch_size or default_batch_size(model, longest, logits=heads)
     if shifted and getattr(model, "loss_type", "") is None:  # GPT-2's, and said on stderr where it is not set
         cast("Any", model).loss_type = "ForCausalLM"
-    collate = TextBatches(filling, masked, shifted, start)
+    collate = TextBatches(filling, masked, shifted, start, multiple)
     return PretrainedSamples(TextRows(rows), collate, size, [*notes, *([said] if said else [])], record), used
 
 
@@ -209,15 +212,17 @@ def _second(
         odd = next((one for one in labels if not isinstance(one, str)), None)
         if odd is not None:
             raise InputError("labels", odd, f"target texts, for {role.value}")
-    targets = encode(tokenizer, [(texts if labels is None else labels)[i] for i in kept], limit, targets=True)
+    room = min((n for n in (limit, positions(model, decoder=True)) if n is not None), default=None)
+    targets = encode(tokenizer, [(texts if labels is None else labels)[i] for i in kept], room, targets=True)
     if len(targets.kept) < len(kept):
         raise InputError("labels", "a text without a token", "targets with at least one token")
     own = takes(model, "labels") and loss is not None
     start = None if own else _decoder_start(config)
     what = "the same text" if labels is None else "the targets"
     notes = [f"decoder: it reads {what}, shifted right behind a start token{' by the model itself' if own else ''}"]
-    if labels is not None and targets.cut:
-        notes.append(f"targets: {targets.cut} of {len(kept)} were cut to {limit} tokens; the longest had "
+    if targets.cut and (labels is not None or room != limit):
+        whose = "" if room == limit else " (the decoder's positions)"
+        notes.append(f"targets: {targets.cut} of {len(kept)} were cut to {room} tokens{whose}; the longest had "
                      f"{targets.longest}")  # fmt: skip
     return [row["input_ids"] for row in targets.rows], start, notes
 

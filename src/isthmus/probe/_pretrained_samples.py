@@ -82,26 +82,46 @@ class Encoded:
         return sum(len(row["input_ids"]) for row in self.rows)
 
 
+_POSITION_TABLES = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+
+
+def positions(model: nn.Module, *, decoder: bool = False) -> int | None:
+    """Positions that a model has for its texts, or for what its decoder reads; None where nothing limits them."""
+    config: Any = cast("Any", model).config
+    two = bool(getattr(config, "is_encoder_decoder", False))
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    own = getattr(config, f"max_{'decoder' if decoder else 'encoder'}_position_embeddings", None)
+    limits = [own or getattr(config, "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        *path, last = name.split(".")
+        mine = not two or ("decoder" in path) == decoder
+        if last in _POSITION_TABLES and isinstance(module, nn.Embedding) and mine:
+            behind = 0 if module.padding_idx is None else module.padding_idx + 1  # numbered from behind it
+            limits.append(module.num_embeddings - behind)
+    most = min((n for n in limits if isinstance(n, int) and n > 0), default=None)
+    window = attention_window(model)
+    return most if most is None or decoder or most < window else most - most % window
+
+
+def attention_window(model: nn.Module) -> int:
+    """The number of which a text's length is made a multiple (Longformer, LED), or 1."""
+    found: Any = getattr(cast("Any", model).config, "attention_window", None)
+    sizes: list[Any] = list(found) if isinstance(found, (list, tuple)) else [found]
+    return max((n for n in sizes if isinstance(n, int) and n > 0), default=1)
+
+
 def length_limit(model: nn.Module, tokenizer: Any, asked: int | None) -> tuple[int | None, str]:
     """Tokens that a text may have, and whose limit that is.
 
     Raises:
         InputError: a `max_length` that is below 1 or above what the model can take.
     """
-    config: Any = cast("Any", model).config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limits: dict[str, int] = {}
-    places = getattr(config, "max_position_embeddings", None)
-    if isinstance(places, int) and places > 0:
-        limits["the model's positions"] = places
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-            limits["the model's positions"] = module.num_embeddings - module.padding_idx - 1  # numbered from behind it
+    most = positions(model)
+    limits: dict[str, int] = {} if most is None else {"the model's positions": most}
     own = getattr(tokenizer, "model_max_length", None)
     if isinstance(own, int) and 0 < own < 10**9:
         limits["the tokenizer's model_max_length"] = own
     if asked is not None:
-        most = limits.get("the model's positions")
         if asked < 1 or (most is not None and asked > most):
             expected = "a whole number of at least 1" + ("" if most is None else f" and at most {most}, the model's")
             raise InputError("max_length", asked, expected)
@@ -173,8 +193,8 @@ def default_batch_size(model: nn.Module, longest: int, *, logits: bool) -> int:
     return max(1, min(_MOST_SEQUENCES, tokens // max(longest, 1)))
 
 
-def _padded(rows: Sequence[Sequence[int]], filling: int) -> Tensor:
-    width = max(map(len, rows))
+def _padded(rows: Sequence[Sequence[int]], filling: int, multiple: int = 1) -> Tensor:
+    width = -(-max(map(len, rows)) // multiple) * multiple
     return torch.tensor([[*row, *[filling] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
@@ -187,21 +207,24 @@ class TextBatches:
         masked: whether the model takes an attention mask.
         shifted: the labels are the texts themselves (a causal language model).
         start: the token before the decoder's inputs, where the model does not make these itself.
+        multiple: number of which the width is a multiple, where the model would pad to that by itself.
     """
 
     filling: int
     masked: bool
     shifted: bool = False
     start: int | None = None
+    multiple: int = 1
 
     def __call__(self, rows: list[Any]) -> dict[str, Tensor]:
-        """The batch, padded on the right to its longest row."""
+        """The batch, padded on the right to its longest row, or to the next multiple."""
         encoded: list[dict[str, list[int]]] = [row for row, _ in rows]
         labels: list[Any] = [label for _, label in rows]
         batch = {
-            key: _padded([row[key] for row in encoded], self.filling if key == "input_ids" else 0) for key in encoded[0]
+            key: _padded([row[key] for row in encoded], self.filling if key == "input_ids" else 0, self.multiple)
+            for key in encoded[0]
         }
-        real = _padded([[1] * len(row["input_ids"]) for row in encoded], 0)
+        real = _padded([[1] * len(row["input_ids"]) for row in encoded], 0, self.multiple)
         if self.masked:
             batch["attention_mask"] = real
         if self.shifted:  # nothing predicts the first token: with it ignored, what counts is what the loss is a mean of
@@ -295,13 +318,16 @@ def check_vocabulary(model: nn.Module, encoded: Encoded) -> None:
                          "save the tokenizer that the model was trained with beside it")  # fmt: skip
 
 
-def text_notes(encoded: Encoded, filling: str, limit: int | None, whose: str, side: str, what: str) -> list[str]:
+def text_notes(
+    encoded: Encoded, filling: str, limit: int | None, whose: str, side: str, what: str, *, multiple: int = 1
+) -> list[str]:
     """What is said of padding, special tokens and truncation."""
     count = len(encoded.rows)
     notes: list[str] = []
     lengths = {len(row["input_ids"]) for row in encoded.rows}
-    if len(lengths) > 1:
-        notes.append(f"{what}: padded on the right with {filling}; padding counts nowhere")
+    if len(lengths) > 1 or max(lengths) % multiple:
+        to = f", to multiples of {multiple} tokens (the model's attention_window)" if multiple > 1 else ""
+        notes.append(f"{what}: padded on the right with {filling}{to}; padding counts nowhere")
     if encoded.special:
         notes.append(f"{what}: {encoded.special} of {encoded.tokens} positions are special tokens "
                      f"({', '.join(encoded.names[:6])}), which count like any other")  # fmt: skip
