@@ -264,7 +264,7 @@ def bottleneck_certificate(
         bounds=every,
         bound=bound,
         gap=gap,
-        tightness=torch.where(zero, 1.0, gap.sum(1) / torch.where(zero, 1.0, bound)),
+        tightness=torch.where(zero, 1.0, gap.sum(1) / torch.where(zero, 1.0, bound)).clamp(max=1),
         norm_sq=norm_sq,
     )
 
