@@ -26,7 +26,7 @@ def _as_a_users_process() -> None:
     torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("data", ["teacher", "a user's table"])
+@pytest.mark.parametrize("data", [pytest.param("teacher", marks=pytest.mark.slow), "a user's table"])
 def test_a_killed_command_ends_as_an_unbroken_one(data: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     options = OPTIONS
     if data != "teacher":

@@ -189,7 +189,7 @@ def test_hostile_names_are_text_and_run_nothing(chromium: Any, deep_page: Path, 
         assert page.evaluate(OVERFLOW) == 0
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
 def test_pages_of_several_and_of_few_draw(
     chromium: Any, make_measured: MakeRun, normal_run: RunFolder, single_run: RunFolder, unmeasured_run: RunFolder,
     tmp_path: Path, width: int,
