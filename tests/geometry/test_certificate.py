@@ -121,7 +121,7 @@ def cases(draw: st.DrawFn) -> tuple[Layers, Layers, Tensor]:
 
 
 @given(cases())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_bound_and_its_slack_hold_for_any_weights_and_every_k(case: tuple[Layers, Layers, Tensor]) -> None:
     weights, biases, x = (([t.double() for t in part]) for part in case)
     x = torch.stack(x)
