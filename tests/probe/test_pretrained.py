@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import polars as pl
 import pytest
 import torch
@@ -287,6 +289,33 @@ def test_tables_of_texts_with_labels(suffix: str, tmp_path: Path) -> None:
         logits = torch.cat([model(**one).logits for one in one_by_one("bert", model, place)])
     expected = torch.nn.functional.cross_entropy(logits, torch.tensor([names.index(n) for n in chosen]))
     assert value_of(found, "loss", "model") == pytest.approx(float(expected), rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["generator", "array", "polars", "pandas", "filtered", "tensor"])
+def test_texts_and_labels_of_whatever_can_be_gone_through(kind: str, tmp_path: Path) -> None:
+    place, words, classes = directory(tmp_path / "m", "bert"), ["w1", "w2 w3", "w4"], [2, 0, 1]
+    frame = pl.DataFrame({"text": words, "class": classes})
+    pandas = frame.to_pandas()
+    given: dict[str, Any] = {
+        "generator": ((word for word in words), (one for one in classes)),
+        "array": (numpy.array(words), numpy.array(classes)),
+        "polars": (frame["text"], frame["class"]),
+        "pandas": (pandas["text"], pandas["class"]),
+        "filtered": (pandas[pandas["class"] != 2]["text"], pandas[pandas["class"] != 2]["class"]),
+        "tensor": (tuple(words), torch.tensor(classes)),
+    }
+    text, labels = given[kind]
+    options: Any = {"dtype": torch.float32, "batch_size": numpy.int64(3)} if kind == "array" else {"batch_size": 3}
+    unchecked = inspect.unwrap(load_pretrained)
+    model, samples, _ = unchecked(place, text=text, labels=labels, **options)
+    (batch,) = samples
+    left = slice(1 if kind == "filtered" else 0, None)
+    assert batch["labels"].tolist() == classes[left]
+    assert batch["input_ids"].tolist() == [[2, 6, 3, 0], [2, 7, 8, 3], [2, 9, 3, 0]][left]
+    assert samples.record["text"] == f"{len(words[left])} texts"
+    assert samples.record["dtype"] == ("float32" if kind == "array" else "auto")
+    assert next(model.parameters()).dtype == (torch.float32 if kind == "array" else torch.float64)
+    json.dumps(samples.record)
 
 
 def test_a_classifier_with_labels_has_an_alignment(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import json
 import pickle
 import subprocess
@@ -282,6 +283,7 @@ def test_losses(bert: Path, gpt2: Path, tmp_path: Path) -> None:
 
 
 def test_lengths_and_sizes(bert: Path) -> None:
+    assert "max_length: got 0, expected a whole number of at least 1" in refused(bert, text=["w1"], max_length=0)
     assert "max_length: got 17, expected a whole number of at least 1 and at most 16" in refused(
         bert, text=["w1"], max_length=17
     )
@@ -289,6 +291,36 @@ def test_lengths_and_sizes(bert: Path) -> None:
     assert "batch_size: got 0" in refused(bert, text=["w1"], batch_size=0)
     assert "max_samples: got 0" in refused(bert, text=["w1"], max_samples=0)
     assert "dtype: got float23" in refused(bert, text=["w1"], dtype="float23")
+
+
+def test_values_of_another_type(bert: Path, vit: Path) -> None:
+    unchecked = inspect.unwrap(load_pretrained)  # as it is installed: the types are checked in tests only
+
+    def said(place: Any = bert, **options: Any) -> str:
+        with pytest.raises(InputError) as error:
+            unchecked(place, **({} if "images" in options else {"text": ["w1", "w2"]}) | options)
+        return str(error.value)
+
+    whole = "expected a whole number of at least 1, or None"
+    assert said(max_samples="3") == f"max_samples: got 3, {whole}"
+    assert said(max_length=2.5) == f"max_length: got 2.5, {whole}"
+    assert said(batch_size=True) == f"batch_size: got True, {whole}"
+    assert said(None) == "directory: got None, expected a path"
+    assert said(images=5) == "images: got 5, expected a path"
+    assert said(dtype=torch.int8).startswith("dtype: got int8, expected one of auto, float16")
+    assert said(loss=len).startswith("loss: got <built-in function len>, expected a name, or None; for a loss of")
+    assert said(text_column=1) == "text_column: got 1, expected a name, or None"
+    assert said(text=5) == "text: got a int, expected a path, or a sequence of strings"
+    assert said(text={"text": ["w1"]}).endswith(
+        "got a dict, expected a path, or a sequence of strings; give one column of it"
+    )
+    assert "got a DataFrame" in said(text=pl.DataFrame({"text": ["w1"]}))
+    assert "got a set" in said(text={"w1", "w2"})
+    assert "got a NoneType at 1" in said(text=["w1", None])
+    assert "got a ndarray at 0" in said(text=numpy.array([["w1"]]))
+    assert "labels: got a ndarray, expected a sequence with one label" in said(labels=numpy.eye(2))
+    assert "labels: got a int, expected a sequence with one label" in said(labels=5)
+    assert "labels: got a dict" in said(labels={0: 1, 1: 2})
 
 
 def test_a_tokenizer_of_more_tokens_than_the_model_knows(tmp_path: Path) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
+import torch
 from torch import nn
 
 from isthmus._errors import InputError
@@ -18,7 +21,7 @@ from isthmus.probe._pretrained_model import (
     open_tokenizer,
     transformers_package,
 )
-from isthmus.probe._pretrained_rows import as_texts, find_images, read_texts
+from isthmus.probe._pretrained_rows import as_strings, as_texts, find_images, read_texts
 from isthmus.probe._pretrained_samples import (
     IMAGES_PER_BATCH,
     ImageRows,
@@ -58,15 +61,15 @@ class Pretrained(NamedTuple):
 def load_pretrained(
     directory: str | Path,
     *,
-    text: str | Path | Sequence[str] | None = None,
+    text: str | Path | Iterable[str] | None = None,
     images: str | Path | None = None,
     text_column: str | None = None,
-    labels: str | Sequence[Any] | None = None,
+    labels: str | Iterable[Any] | None = None,
     loss: str | None = "auto",
     max_length: int | None = None,
     max_samples: int | None = None,
     batch_size: int | None = None,
-    dtype: str = "auto",
+    dtype: str | torch.dtype = "auto",
     trust_remote_code: bool = False,
     seed: int = 0,
 ) -> Pretrained:
@@ -83,15 +86,18 @@ def load_pretrained(
 
     Args:
         directory: what `save_pretrained` wrote.
-        text: a `.txt` (a sample a line), `.csv`, `.tsv`, `.jsonl` or `.parquet`; or a sequence of strings.
+        text: a `.txt` (a sample a line), `.csv`, `.tsv`, `.jsonl` or `.parquet`; or strings: a list, an array, a
+            generator, a column of a table.
         images: a folder of images; subfolders are classes.
         text_column: column of the texts; `text`, or the only one of texts, if None.
-        labels: column of the labels (for an encoder with a decoder, of the target texts); a sequence where `text` is.
+        labels: column of the labels (for an encoder with a decoder, of the target texts); as many labels
+            as texts, where `text` is strings.
         loss: `"auto"` as said above, None for none, or a name that `measure` knows.
         max_length: most tokens of a text; what the model and its tokenizer allow, if None.
         max_samples: samples to take at most, from the start.
         batch_size: samples per batch; chosen by their length and the number of tokens the model knows, if None.
-        dtype: precision of the weights: as stored (`"auto"`), `"float32"`, `"float64"`, `"bfloat16"`, `"float16"`.
+        dtype: precision of the weights: as stored (`"auto"`), `"float32"`, `"float64"`, `"bfloat16"`, `"float16"`,
+            or a `torch.dtype`.
         trust_remote_code: run code that the directory brings. Only for a directory that you have read, or trust.
         seed: of weights that are not in the files.
 
@@ -101,19 +107,29 @@ def load_pretrained(
         IsthmusError: transformers or Pillow is not installed.
 
     Example:
-        >>> model, samples, options = load_pretrained("gpt2", text="lines.txt")  # doctest: +SKIP
+        >>> model, samples, options = load_pretrained("my-gpt2", text="lines.txt")  # doctest: +SKIP
         >>> found = isthmus.measure(model, samples, **options)  # doctest: +SKIP
     """
     if (text is None) == (images is None):
         raise InputError("text", "nothing" if text is None else "beside images", "either text or images")
-    for name, number in (("max_samples", max_samples), ("batch_size", batch_size)):
-        if number is not None and number < 1:
-            raise InputError(name, number, "a whole number of at least 1, or None")
+    max_samples, batch_size = _count("max_samples", max_samples), _count("batch_size", batch_size)
+    max_length = _count("max_length", max_length)
+    dtype = str(dtype).removeprefix("torch.")
+    paths: dict[str, Any] = {"directory": directory} | ({} if images is None else {"images": images})
+    for name, path in paths.items():
+        if not isinstance(path, (str, os.PathLike)):
+            raise InputError(name, path, "a path")
+    names: dict[str, Any] = {"text_column": text_column, "loss": loss}
+    for name, named in names.items():
+        if named is not None and not isinstance(named, str):
+            raise InputError(name, named, "a name, or None", "for a loss of your own make the batches yourself, for "
+                             "isthmus.measure" if name == "loss" else "")  # fmt: skip
     if images is not None:
         for name, value in (("text_column", text_column), ("max_length", max_length), ("labels", labels)):
             if value is not None:
                 raise InputError(name, value if isinstance(value, (str, int)) else "given", "nothing beside images",
                                  "classes are the subfolders of the folder" if name == "labels" else "")  # fmt: skip
+    given: Any = text if text is None or isinstance(text, (str, Path)) else as_strings(text)
     place, config = checked_directory(directory)
     model, notes = open_model(place, config, trusted=trust_remote_code, dtype=dtype, seed=seed)
     refuse_other(model, "input_ids" if images is None else "pixel_values")
@@ -122,8 +138,7 @@ def load_pretrained(
     if images is not None:
         samples, used = _images(place, model, images, **made)
     else:
-        assert text is not None
-        samples, used = _texts(place, model, text, text_column, labels, max_length, **made)
+        samples, used = _texts(place, model, given, text_column, labels, max_length, **made)
     samples.notes = (*notes, *samples.notes)
     samples.record |= {"directory": str(directory), "class": type(model).__name__, "dtype": dtype,
                        "trust_remote_code": trust_remote_code, "transformers": transformers_package().__version__,
@@ -131,8 +146,18 @@ def load_pretrained(
     return Pretrained(model, samples, {"loss": used})
 
 
+def _count(name: str, value: Any) -> int | None:
+    try:
+        number = None if value is None else operator.index(value)
+    except TypeError:
+        number = 0
+    if number is not None and (number < 1 or isinstance(value, bool)):
+        raise InputError(name, value, "a whole number of at least 1, or None")
+    return number
+
+
 def _texts(
-    place: Path, model: nn.Module, text: str | Path | Sequence[str], column: str | None, labels: Any,
+    place: Path, model: nn.Module, text: str | Path | list[str], column: str | None, labels: Any,
     max_length: int | None, *, max_samples: int | None, batch_size: int | None, trusted: bool, loss: str | None,
 ) -> tuple[PretrainedSamples, str | None]:  # fmt: skip
     tokenizer = open_tokenizer(place, trusted=trusted)

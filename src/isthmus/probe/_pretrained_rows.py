@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any, cast
 
@@ -164,20 +164,44 @@ def _images_in(folder: Path) -> tuple[list[Path], int]:
     return found, len(files) - len(found)
 
 
-def as_texts(texts: Sequence[str], labels: Any, most: int | None) -> Texts:
-    """Texts given in Python, with a sequence of as many labels, or none.
+def as_strings(texts: Any) -> list[str]:
+    """Texts given in Python, of whatever can be gone through: a list, a generator, an array, a column of a table.
 
     Raises:
-        InputError: something that is no text, or labels of another length.
+        InputError: something else, or something in it that is no text.
     """
-    odd = next((i for i, text in enumerate(texts) if not isinstance(cast("Any", text), str)), None)
+    expected = "a path, or a sequence of strings"
+    if isinstance(texts, (Mapping, Set, bytes)) or hasattr(texts, "columns"):
+        named = not isinstance(texts, (Set, bytes))
+        raise InputError("text", f"a {type(texts).__name__}", expected, "give one column of it" if named else "")
+    try:
+        every: list[Any] = list(texts)
+    except TypeError:
+        raise InputError("text", f"a {type(texts).__name__}", expected) from None
+    odd = next((i for i, text in enumerate(every) if not isinstance(text, str)), None)
     if odd is not None:
-        raise InputError("text", f"a {type(texts[odd]).__name__} at {odd}", "a path, or a sequence of strings")
+        raise InputError("text", f"a {type(every[odd]).__name__} at {odd}", expected)
+    if not every:
+        raise InputError("text", "no texts", "at least one")
+    return [str(text) for text in every]
+
+
+def as_texts(texts: list[str], labels: Any, most: int | None) -> Texts:
+    """Texts given in Python, with as many labels, or none.
+
+    Raises:
+        InputError: labels that are no sequence, of another length, or with several values for a text.
+    """
     if isinstance(labels, str):
         raise InputError("labels", labels, "a sequence with a label for each text (a column is that of a file)")
-    values = None if labels is None else [x.item() if hasattr(x, "item") else x for x in labels]
-    if values is not None and len(values) != len(texts):
+    if labels is None:
+        return Texts(texts[:most], None, [])
+    if isinstance(labels, (Mapping, Set)) or hasattr(labels, "columns"):
+        raise InputError("labels", f"a {type(labels).__name__}", "a sequence with a label for each text")
+    try:
+        values = [x.item() if hasattr(x, "item") else x for x in labels]
+    except (TypeError, ValueError, RuntimeError):  # not to be gone through, or rows of an array
+        raise InputError("labels", f"a {type(labels).__name__}", "a sequence with one label for each text") from None
+    if len(values) != len(texts):
         raise InputError("labels", f"{len(values)} labels", f"one for each of the {len(texts)} texts")
-    if not texts:
-        raise InputError("text", "no texts", "at least one")
-    return Texts(list(texts[:most]), None if values is None else values[:most], [])
+    return Texts(texts[:most], values[:most], [])
