@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import importlib
 import pickle
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import polars as pl
@@ -15,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus import InputError, IsthmusError, lightning_callback, measure, trainer_callback
+from isthmus._errors import RunFolderError
 from isthmus._records import RunFolder
 from isthmus.probe import _monitor
 from isthmus.probe._monitor import MONITORED
@@ -169,6 +174,161 @@ def test_the_last_weights_are_measured_not_the_best(tmp_path: Path) -> None:
     assert rows_of(run, 10).equals(measured(last["model"], data=_stacked(), max_samples=256, batch_size=32))
 
 
+class Columns:
+    """A data set with columns, of which the Trainer takes away those that the model does not name."""
+
+    def __init__(self, items: list[dict[str, Any]]) -> None:
+        self.items = items
+        self.column_names = list(items[0])
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.items[index]
+
+    def remove_columns(self, names: list[str]) -> Columns:
+        return Columns([{name: item[name] for name in item if name not in names} for item in self.items])
+
+
+class Classifier(nn.Module):
+    """Reads tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.net = nn.Embedding(12, 8), Net()
+        self.net.enter = nn.Linear(8, 8)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        weights = attention_mask[..., None].float()
+        return self.net((self.embed(input_ids) * weights).sum(1) / weights.sum(1), labels)
+
+
+TOKENS = Columns([
+    {"text": "a" * (2 + i % 3), "input_ids": [1 + i % 7] * (2 + i % 3), "attention_mask": [1] * (2 + i % 3),
+     "label": i % 3} for i in range(48)
+])  # fmt: skip
+
+
+def padding() -> Any:
+    """The collator of a tokeniser: it pads what it is given, and cannot make a tensor of a text."""
+    from tokenizers import Tokenizer, models
+    from transformers import DataCollatorWithPadding, PreTrainedTokenizerFast
+
+    tokeniser = Tokenizer(models.WordLevel({"<pad>": 0, "a": 1}, unk_token="<pad>"))
+    return DataCollatorWithPadding(PreTrainedTokenizerFast(tokenizer_object=tokeniser, pad_token="<pad>"))
+
+
+def train_on_columns(folder: Path, data: Any, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+    from transformers import Trainer, TrainingArguments, trainer
+
+    monkeypatch.setattr(trainer, "is_datasets_available", lambda: True)
+    monkeypatch.setattr(trainer, "datasets", SimpleNamespace(Dataset=Columns, __version__="5.2.0"), raising=False)
+    callback = trainer_callback(data, loss="cross_entropy", out=folder / "run", max_samples=20, progress=False)
+    torch.manual_seed(3)
+    arguments = TrainingArguments(
+        output_dir=str(folder / "hf"), max_steps=4, report_to=[], save_strategy="no", use_cpu=True, disable_tqdm=True,
+        dataloader_pin_memory=False, **options,
+    )  # fmt: skip
+    Trainer(model=Classifier(), args=arguments, train_dataset=TOKENS, data_collator=padding(),
+            callbacks=[callback]).train()  # fmt: skip
+    return callback.monitor
+
+
+def test_columns_that_the_trainer_drops_do_not_reach_its_collator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monitor = train_on_columns(tmp_path, TOKENS, monkeypatch)
+    assert monitor.steps[-1] == 4
+    first = monitor.table.filter((pl.col("step") == 0) & (pl.col("split") != "train"))
+    assert first.filter(pl.col("metric") == "observations")["value"].max() == 20
+    torch.manual_seed(3)
+    batch = padding()(TOKENS.remove_columns(["text"]).items[:20])
+    own = measured(Classifier(), data=dict(batch), loss="cross_entropy", max_samples=20)
+    assert rows_of(RunFolder.open(tmp_path / "run"), 0).equals(own)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_items_that_the_collator_cannot_take_are_said_in_one_sentence(
+    keeps: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text that the trainer is told to keep, or one where numbers should be."""
+    if keeps:
+        monkeypatch.setattr(TOKENS, "remove_columns", lambda _: TOKENS)
+        data, keys = TOKENS, "text, input_ids, attention_mask, label"
+    else:
+        data, keys = Columns([{**item, "attention_mask": "no"} for item in TOKENS.items]), "input_ids, attention_mask"
+    with pytest.raises(InputError, match=rf"probe_data: got items with the keys {keys}.*\(\w+Error: .*batches") as said:
+        train_on_columns(tmp_path, data, monkeypatch, remove_unused_columns=not keeps)
+    assert "\n" not in str(said.value)
+    assert not (tmp_path / "run").exists()
+
+
+class Break:
+    """Ends a training at a step, as a fault in it does."""
+
+    def __init__(self, step: int) -> None:
+        from transformers import TrainerCallback
+
+        def on_step_begin(own: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step:
+                raise ZeroDivisionError
+
+        self.callback = type("Breaking", (TrainerCallback,), {"on_step_begin": on_step_begin})()
+
+
+def test_a_trainer_that_broke_off_is_closed_when_the_next_training_begins(tmp_path: Path) -> None:
+    callback = trainer_callback(ITEMS, schedule=1, progress=False, out=tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        hugging_face(tmp_path / "hf", fresh(), [callback, Break(7).callback]).train()
+    assert RunFolder.open(tmp_path / "run").run["status"] == "running"
+    with pytest.raises(
+        RunFolderError, match=r"out: got .*run, expected a folder .* step 0; make .* another out, or res"
+    ):
+        hugging_face(tmp_path / "hf", fresh(), [callback]).train()
+    run = RunFolder.open(tmp_path / "run").run
+    assert run["status"] == "interrupted"
+    assert run["monitor"]["last_step"] == 7
+    hugging_face(tmp_path / "hf", fresh(), [callback]).train(resume_from_checkpoint=str(tmp_path / "hf/checkpoint-5"))
+    run = RunFolder.open(tmp_path / "run").run
+    assert run["status"] == "complete"
+    assert run["monitor"]["last_step"] == 10
+
+
+def test_a_trainer_that_broke_off_is_closed_when_it_is_let_go(tmp_path: Path) -> None:
+    callback: Any = trainer_callback(ITEMS, progress=False, out=tmp_path / "run")
+    with contextlib.suppress(ZeroDivisionError):  # pytest.raises would keep the callback
+        hugging_face(tmp_path / "hf", fresh(), [callback, Break(3).callback]).train()
+    assert RunFolder.open(tmp_path / "run").run["status"] == "running"
+    del callback
+    gc.collect()
+    assert RunFolder.open(tmp_path / "run").run["status"] == "interrupted"
+
+
+BREAKS_OFF = """
+import sys
+from transformers import TrainingArguments, TrainerControl, TrainerState
+import torch
+from isthmus import trainer_callback
+
+callback = trainer_callback(torch.ones(8, 4), out=sys.argv[1], progress=False)
+state = TrainerState()
+arguments = TrainingArguments(sys.argv[1] + "-hf", report_to=[], use_cpu=True)
+callback.on_train_begin(arguments, state, TrainerControl(), model=torch.nn.Linear(4, 4))
+raise ZeroDivisionError
+"""
+
+
+@pytest.mark.slow
+def test_a_trainer_that_broke_off_is_closed_when_the_program_ends(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BREAKS_OFF, str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert done.stderr.rstrip().endswith("ZeroDivisionError"), done.stderr
+    assert RunFolder.open(tmp_path / "run").run["status"] == "interrupted"
+    assert (tmp_path / "run" / "report.html").exists()
+
+
 @pytest.fixture(params=["lightning.pytorch", "pytorch_lightning"])
 def lightning(request: pytest.FixtureRequest) -> Any:
     return importlib.import_module(request.param)
@@ -179,12 +339,15 @@ def module_of(lightning: Any) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self.net = fresh()
+            self.seen: list[float] = []
 
         def forward(self, x: Tensor) -> Tensor:
             return self.net(x)["logits"]
 
         def training_step(self, batch: Any, index: int) -> Tensor:
-            return nn.functional.cross_entropy(self(batch["x"]), batch["labels"])
+            loss = nn.functional.cross_entropy(self(batch["x"]), batch["labels"])
+            self.seen.append(loss.item())
+            return loss
 
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), lr=0.01)
@@ -192,12 +355,14 @@ def module_of(lightning: Any) -> Any:
     return Module()
 
 
-def fit(lightning: Any, folder: Path, callbacks: list[Any], *, epochs: int = 2, checkpoint: Path | None = None) -> Any:
+def fit(lightning: Any, folder: Path, callbacks: list[Any], *, epochs: int = 2, checkpoint: Path | None = None,
+        **options: Any) -> Any:  # fmt: skip
     torch.manual_seed(2)
     module = module_of(lightning)
     trainer = lightning.Trainer(
         max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, callbacks=callbacks,
         enable_model_summary=False, enable_checkpointing=False, default_root_dir=folder,
+        **options,
     )  # fmt: skip
     loader = torch.utils.data.DataLoader(ITEMS, batch_size=8, shuffle=True)
     trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint))
@@ -221,6 +386,17 @@ def test_lightning_is_measured_and_trains_as_without(tmp_path: Path, lightning: 
         assert rows_of(run, step).equals(own)
     losses = run.metrics().filter((pl.col("metric") == "loss") & (pl.col("split") == "train"))
     assert losses["n"].sum() == 12
+
+
+def test_the_loss_of_accumulated_batches_is_their_mean(tmp_path: Path, lightning: Any) -> None:
+    callback = lightning_callback(_stacked()["x"], schedule=1, out=tmp_path / "run", progress=False)
+    seen = fit(lightning, tmp_path, [callback], accumulate_grad_batches=4).lightning_module.seen
+    assert len(seen) == 12
+    steps = (seen[0:4], seen[4:6], seen[6:10], seen[10:12])  # the last step of an epoch takes what is left
+    losses = callback.monitor.table.filter((pl.col("metric") == "loss") & (pl.col("split") == "train"))
+    assert losses["step"].to_list() == [1, 2, 3, 4]
+    assert losses["n"].to_list() == [1, 1, 1, 1]
+    assert losses["value"].to_list() == pytest.approx([sum(step) / len(step) for step in steps], rel=1e-6)
 
 
 def test_lightning_that_resumes_goes_on_in_the_same_folder(tmp_path: Path, lightning: Any) -> None:

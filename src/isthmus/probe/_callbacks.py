@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from isthmus._errors import InputError, IsthmusError, near_name_hint
+from isthmus._errors import InputError, IsthmusError, RunFolderError, near_name_hint
+from isthmus.probe._batches import Signature
 from isthmus.probe._guard import untouched
 from isthmus.probe._monitor import BUDGET, MAX_SAMPLES, Monitor
 from isthmus.probe._monitor_schedule import Ledger, Schedule
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 _LIGHTNINGS = ("lightning.pytorch", "pytorch_lightning")
 _BATCH = 32
+_LONGEST_REASON = 300
 _BY_THE_CALLBACK = ("model", "probe_data", "resume", "first_step")
 
 
@@ -40,17 +43,37 @@ class _Watch:
         Ledger(options.get("budget", BUDGET))
         self.probe_data, self.options = probe_data, dict(options)
         self.monitor: Monitor | None = None
+        self._loss: Tensor | None = None
+        self._losses = 0
+        self._at_exit: weakref.finalize[..., _Watch] | None = None
 
-    def begin(self, model: nn.Module, step: int, loader: Any = None) -> None:
-        """Begin at a step; one that is not 0 goes on with what is in the folder. The loader lends its collator."""
+    def begin(self, model: nn.Module, step: int, loader: Any = None, names: Sequence[str] | None = None) -> None:
+        """Begin at a step; one that is not 0 goes on with what is in the folder.
+
+        Args:
+            model: the model that trains.
+            step: where the training begins.
+            loader: of the training, which lends its collator.
+            names: keys of an item that the collator is given, where the trainer drops the others; None for all.
+        """
+        self.finish("interrupted")  # a training before this one that has not come to its end
         bare, _ = unwrapped(model)
-        with untouched(bare, self.options.get("seed", 0)):  # a collator may draw random numbers
-            probe_data = self._collated(getattr(loader, "collate_fn", None))
         out: str | os.PathLike[str] | None = self.options.get("out")
-        goes_on = step > 0 and out is not None and (Path(out) / "run.json").exists()
-        self.monitor = Monitor(model, probe_data, **self.options, first_step=step, resume=goes_on)
+        there = out is not None and (Path(out) / "run.json").exists()
+        if there and step == 0:
+            raise RunFolderError(
+                "out", str(out), "a folder where nothing is yet, for a training that begins at step 0",
+                "make another callback with another out, or resume the training from a checkpoint",
+            )  # fmt: skip
+        with untouched(bare, self.options.get("seed", 0)):  # a collator may draw random numbers
+            probe_data = self._collated(getattr(loader, "collate_fn", None), names)
+        self._loss, self._losses = None, 0
+        self.monitor = Monitor(model, probe_data, **self.options, first_step=step, resume=there)
+        if self._at_exit is not None:
+            self._at_exit.detach()
+        self._at_exit = weakref.finalize(self, _break_off, self.monitor, os.getpid())
 
-    def _collated(self, collate: Any) -> Any:
+    def _collated(self, collate: Any, names: Sequence[str] | None) -> Any:
         """The probe data; of a data set whose items are mappings batches that the trainer's collator makes."""
         data = self.probe_data
         batches = isinstance(data, (Tensor, Mapping, tuple, DataLoader))
@@ -64,18 +87,53 @@ class _Watch:
             return data  # batches already
         size: int = self.options.get("batch_size") or _BATCH
         most = min(len(items), self.options.get("max_samples", MAX_SAMPLES) or len(items))
-        return [collate([items[i] for i in range(at, min(at + size, most))]) for at in range(0, most, size)]
+        wanted = [name for name in cast("Mapping[str, Any]", first) if names is None or name in names]
 
-    def step(self, step: int, loss: Any = None) -> None:
+        def item(i: int) -> Any:
+            whole: Any = items[i]
+            return whole if names is None else {name: value for name, value in whole.items() if name in wanted}
+
+        try:
+            return [collate([item(i) for i in range(at, min(at + size, most))]) for at in range(0, most, size)]
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON].rstrip(".")
+            raise InputError("probe_data", f"items with the keys {', '.join(map(str, wanted))}",
+                             f"items that the trainer's collator can put together ({reason})",
+                             "give the data set as the trainer takes it, or batches: a mapping of tensors, or a list "
+                             "of them") from error  # fmt: skip
+
+    def batch(self, loss: Tensor) -> None:
+        """The mean loss of one batch, which is not waited for; a step of the optimiser may take several."""
+        if self.monitor is not None and loss.numel() == 1:
+            value = loss.reshape(())
+            self._loss, self._losses = value if self._loss is None else self._loss + value, self._losses + 1
+
+    def step(self, step: int) -> None:
         """Count up to a step of the optimiser, unless it has been counted."""
         if self.monitor is not None and step > self.monitor.last_step:
-            one = isinstance(loss, Tensor) and loss.numel() == 1
-            self.monitor.step(loss if one else None, step=step)
+            self.monitor.step(None if self._loss is None else self._loss / self._losses, step=step)
+            self._loss, self._losses = None, 0
 
     def finish(self, status: str = "complete") -> None:
         """Finish the monitor, if there is one."""
         if self.monitor is not None:
             self.monitor.finish(status)
+
+
+def _break_off(monitor: Monitor, process: int) -> None:
+    """Close what a training that broke off left open; a copy of its process does not, nor is a lost folder made."""
+    if os.getpid() == process and (monitor.path / "run.json").exists():
+        monitor.finish("interrupted")
+
+
+def _kept_by_the_trainer(model: nn.Module, args: Any) -> Sequence[str] | None:
+    """The columns that the Trainer leaves in a data set: arguments of `forward`, and labels; None for all."""
+    bare, _ = unwrapped(model)
+    base = getattr(bare, "get_base_model", None)  # of a PEFT model
+    known = Signature.of(bare if base is None else base()).names
+    if not args.remove_unused_columns or not known:
+        return None
+    return [*known, "label", "labels", "label_ids", *(args.label_names or ())]
 
 
 def _needs(extra: str, package: str, error: ImportError) -> IsthmusError:
@@ -115,7 +173,9 @@ def trainer_callback(probe_data: Any, **options: Any) -> transformers.TrainerCal
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.is_world_process_zero:
-                watch.begin(kwargs["model"], state.global_step, kwargs.get("train_dataloader"))
+                model = kwargs["model"]
+                names = _kept_by_the_trainer(model, args)
+                watch.begin(model, state.global_step, kwargs.get("train_dataloader"), names)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             watch.step(state.global_step)
@@ -170,7 +230,9 @@ def lightning_callback(probe_data: Any, **options: Any) -> Any:
         self: Any, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:  # fmt: skip
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        watch.step(trainer.global_step, loss)
+        if isinstance(loss, Tensor):
+            watch.batch(loss.detach().float() * trainer.accumulate_grad_batches)  # Lightning has divided by that
+        watch.step(trainer.global_step)
 
     def on_train_end(self: Any, trainer: Any, pl_module: Any) -> None:
         watch.finish()
