@@ -20,6 +20,7 @@ from torch import Tensor
 from isthmus import InputError
 from isthmus._records import RunFolder
 from isthmus.probe import Measurement, load_pretrained, measure
+from isthmus.probe._pretrained_rows import read_texts
 from isthmus.probe._pretrained_samples import positions
 from pretrained_support import (
     CLASSES,
@@ -316,6 +317,38 @@ def test_texts_and_labels_of_whatever_can_be_gone_through(kind: str, tmp_path: P
     assert samples.record["dtype"] == ("float32" if kind == "array" else "auto")
     assert next(model.parameters()).dtype == (torch.float32 if kind == "array" else torch.float64)
     json.dumps(samples.record)
+
+
+def test_blank_lines_and_rows_without_a_text_are_left_out_and_said(tmp_path: Path) -> None:
+    place = directory(tmp_path / "m", "bert")
+    (tmp_path / "t.txt").write_text("w1\n\n  \t\nw2 w3\n\nw4\n")
+    (tmp_path / "t.csv").write_text('text,class\nw1,2\n,0\n"  ",\nw2 w3,0\n"",1\nw4,1\n')
+    for name, what in (("t.txt", "blank lines"), ("t.csv", "rows without a text")):
+        labels = "class" if name == "t.csv" else None
+        _, samples, _ = load_pretrained(place, text=tmp_path / name, labels=labels)
+        (batch,) = samples
+        assert batch["input_ids"].tolist() == [[2, 6, 3, 0], [2, 7, 8, 3], [2, 9, 3, 0]]
+        assert samples.notes[0] == f"3 {what} of {name} were left out"
+        if labels is not None:
+            assert batch["labels"].tolist() == [2, 0, 1]
+        _, samples, _ = load_pretrained(place, text=tmp_path / name, max_samples=2)
+        assert samples.record["samples"] == 2
+        assert samples.notes[0] == f"2 {what} of {name} were left out"  # those it came past
+    _, samples, _ = load_pretrained(place, text=lines(tmp_path / "t.txt"))
+    assert "left out" not in " ".join(samples.notes)
+
+
+def test_a_quote_in_a_tsv_is_a_character(tmp_path: Path) -> None:
+    file = tmp_path / "t.tsv"
+    file.write_text('text\tclass\nw1 "w2\t0\n"w1\t1\n"w3 w4"\t2\n')
+    found = read_texts(file, None, "class", None)
+    assert found.texts == ['w1 "w2', '"w1', '"w3 w4"']
+    assert found.labels == [0, 1, 2]
+    (note,) = found.notes
+    assert note.startswith("1 texts of t.tsv stand in quotes, which were kept as they are")
+    (tmp_path / "t.csv").write_text('text,class\n"w1 ""w2",0\n"w3 w4",2\n')
+    found = read_texts(tmp_path / "t.csv", None, "class", None)
+    assert (found.texts, found.labels, found.notes) == (['w1 "w2', "w3 w4"], [0, 2], [])
 
 
 def test_a_classifier_with_labels_has_an_alignment(tmp_path: Path) -> None:

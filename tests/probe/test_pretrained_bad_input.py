@@ -255,6 +255,10 @@ def test_columns(bert: Path, tmp_path: Path) -> None:
     assert "another column than that of the texts" in refused(bert, text=file, text_column="review", labels="review")
     said = refused(bert, text=file, text_column="review", labels="gap")
     assert "without missing values (row 2 has none)" in said
+    file.write_text("review,gap\n,1\nw1,1\nw2,\n")
+    assert "without missing values (row 3 has none)" in refused(bert, text=file, labels="gap")
+    file.write_text("review,gap\n,1\n,2\n")
+    assert "at least one text (there is none)" in refused(bert, text=file, text_column="review", labels="gap")
 
 
 def test_labels(bert: Path, gpt2: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Set
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import polars as pl
 
@@ -27,7 +27,7 @@ class Texts:
 
 
 def read_texts(path: str | Path, column: str | None, labels: str | None, most: int | None) -> Texts:
-    """The texts of a file: of a `.txt` every line that is not blank, of a table the values of a column.
+    """The texts of a file: of a `.txt` every line, of a table the values of a column; blank ones are left out.
 
     Args:
         path: of the file.
@@ -36,7 +36,7 @@ def read_texts(path: str | Path, column: str | None, labels: str | None, most: i
         most: texts to take at most, from the start.
 
     Raises:
-        InputError: a file that is missing or broken, a column that is not there, or missing values.
+        InputError: a file that is missing or broken, a column that is not there, or missing labels.
     """
     file = there(path, "text", TEXT_FORMATS)
     if file.suffix.lower() == ".txt":
@@ -44,39 +44,57 @@ def read_texts(path: str | Path, column: str | None, labels: str | None, most: i
             if value is not None:
                 raise InputError(name, value, f"nothing for {file.name}, in which every line is a sample",
                                  "put texts and labels into a .csv, .tsv, .jsonl or .parquet")  # fmt: skip
-        return _checked(file, *_lines(file, most))
+        return _lines(file, most)
     table = _table(file)
-    if most is not None:
-        table = table.head(most)
     chosen = _text_column(file, table, column, labels)
     texts = table[chosen]
     if texts.dtype != pl.String:
         raise InputError("text_column", chosen, f"a column of texts (it holds {texts.dtype})",
                          _columns(table, pl.String))  # fmt: skip
-    _no_gaps(file, "text_column", texts)
-    if labels is None:
-        return _checked(file, texts.to_list(), None)
-    if labels not in table.columns:
+    if labels is not None and labels not in table.columns:
         raise InputError("labels", labels, f"a column of {file.name}", near(labels, table.columns))
     if labels == chosen:
         raise InputError("labels", labels, "another column than that of the texts")
-    _no_gaps(file, "labels", table[labels])
-    return _checked(file, texts.to_list(), table[labels].to_list())
+    rows = list(itertools.islice(((i, text) for i, text in enumerate(texts) if text and text.strip()), most))
+    kept, found = [i for i, _ in rows], [text for _, text in rows]
+    values: list[Any] | None = None if labels is None or not kept else table[labels].gather(kept).to_list()
+    if labels is not None and values is not None and None in values:
+        row = kept[values.index(None)] + 1
+        raise InputError("labels", labels, f"a column of {file.name} without missing values (row {row} has none)")
+    read = len(texts) if len(kept) != most else kept[-1] + 1
+    notes = _blank_notes(file, read - len(kept), "rows without a text")
+    quoted = sum(len(text) > 1 and text[0] == text[-1] == '"' for text in found) if file.suffix.lower() == ".tsv" else 0
+    if quoted:
+        notes.append(f"{quoted} texts of {file.name} stand in quotes, which were kept as they are (a .csv is read "
+                     "without those around a text)")  # fmt: skip
+    return _checked(file, found, values, notes)
 
 
-def _lines(file: Path, most: int | None) -> tuple[list[str], None]:
+def _lines(file: Path, most: int | None) -> Texts:
+    texts: list[str] = []
+    blank = 0
     try:
         with file.open(encoding="utf-8-sig") as stream:
-            full = (line.strip("\r\n") for line in stream)
-            return list(itertools.islice((line for line in full if line.strip()), most)), None
+            for line in stream:
+                if not line.strip():
+                    blank += 1
+                    continue
+                texts.append(line.strip("\r\n"))
+                if len(texts) == most:
+                    break
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("text", str(file), f"a readable text file in UTF-8 ({said(error)})") from error
+    return _checked(file, texts, None, _blank_notes(file, blank, "blank lines"))
 
 
-def _checked(file: Path, texts: list[str], labels: list[Any] | None) -> Texts:
+def _blank_notes(file: Path, count: int, what: str) -> list[str]:
+    return [f"{count} {what} of {file.name} were left out"] if count else []
+
+
+def _checked(file: Path, texts: list[str], labels: list[Any] | None, notes: list[str]) -> Texts:
     if not texts:
         raise InputError("text", str(file), "at least one text (there is none)")
-    return Texts(texts, labels, [])
+    return Texts(texts, labels, notes)
 
 
 def _table(file: Path) -> pl.DataFrame:
@@ -86,8 +104,10 @@ def _table(file: Path) -> pl.DataFrame:
                 return pl.read_parquet(file)
             case ".jsonl":
                 return pl.read_ndjson(file, infer_schema_length=None)
-            case suffix:
-                return pl.read_csv(file, separator="\t" if suffix == ".tsv" else ",", infer_schema_length=None)
+            case ".tsv":  # a quote is a character like any other
+                return pl.read_csv(file, separator="\t", quote_char=None, infer_schema_length=None)
+            case _:
+                return pl.read_csv(file, infer_schema_length=None)
     except (OSError, pl.exceptions.PolarsError, UnicodeDecodeError) as error:
         raise InputError("text", str(file), f"a readable {file.suffix.lower()} file ({said(error)})") from error
 
@@ -109,12 +129,6 @@ def _text_column(file: Path, table: pl.DataFrame, column: str | None, labels: st
         raise InputError("text_column", "nothing", f"the column of {file.name} that holds the texts",
                          _columns(table, pl.String))  # fmt: skip
     return names[0]
-
-
-def _no_gaps(file: Path, argument: str, values: pl.Series) -> None:
-    if values.null_count():
-        row = int(cast("int", values.is_null().arg_true()[0])) + 1
-        raise InputError(argument, values.name, f"a column of {file.name} without missing values (row {row} has none)")
 
 
 @dataclasses.dataclass(frozen=True)
