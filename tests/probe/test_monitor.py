@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from isthmus import InputError, LeakyResNet, _records, measure
-from isthmus._errors import WriteError
+from isthmus._errors import RunFolderError, WriteError
 from isthmus._records import RunFolder
 from isthmus.probe import Monitor, MonitorWarning, _monitor, _monitor_schedule
 from isthmus.probe._monitor import MONITORED
@@ -234,11 +235,55 @@ def test_what_is_due_waits_until_it_fits(tmp_path: Path, slow_measuring: Clock) 
     monitor.finish()
     assert monitor.steps == [0, *seen, 30]
     record = RunFolder.open(tmp_path / "run").run["monitor"]
-    assert record["postponed"] == 7  # 4, 8, 12, 16, 20, 24, 28
+    assert record["scheduled"] == record["postponed"] == 7  # 4, 8, 12, 16, 20, 24, 28
     assert record["seconds_measuring"] == 14
     assert record["seconds_training"] == 29
     assert record["share"] == pytest.approx(14 / 29, abs=1e-6)
     assert record["share"] <= record["budget"] == 0.5
+
+
+def test_a_scheduled_step_is_postponed_only_if_it_is_never_measured(tmp_path: Path, slow_measuring: Clock) -> None:
+    monitor = Monitor(network(), X, out=tmp_path / "run", schedule=[1, 2, 5], budget=0.01, progress=False)
+    for _ in range(5):
+        slow_measuring.now += 0.1
+        monitor.step()
+    monitor.finish()
+    record = RunFolder.open(tmp_path / "run").run["monitor"]
+    assert (record["scheduled"], record["postponed"], record["steps"]) == (3, 2, [0, 5])
+    slow_measuring.now += 0.1
+    again = Monitor(network(), X, out=tmp_path / "run", schedule=[7, 8], resume=True, budget=1, progress=False)
+    for seconds in (0.1, 0.1, 100):
+        slow_measuring.now += seconds
+        again.step()
+    again.finish()
+    record = RunFolder.open(tmp_path / "run").run["monitor"]
+    assert (record["scheduled"], record["postponed"]) == (5, 3)
+
+
+def test_making_the_monitor_and_the_page_have_figures_of_their_own(
+    tmp_path: Path, slow_measuring: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taking(seconds: float, what: Callable[..., Any]) -> Callable[..., Any]:
+        def done(*args: Any, **options: Any) -> Any:
+            slow_measuring.now += seconds
+            return what(*args, **options)
+
+        return done
+
+    monkeypatch.setattr(_monitor, "held_probe", taking(3, _monitor.held_probe))
+    monkeypatch.setattr(_monitor, "write_page", taking(7, lambda path: path))
+    for resume in (False, True):
+        monitor = Monitor(network(), X, out=tmp_path / "run", resume=resume, progress=False)
+        for _ in range(2):
+            slow_measuring.now += 1
+            monitor.step()
+        assert "seconds_page" not in RunFolder.open(tmp_path / "run").run["monitor"]
+        monitor.finish()
+        record = RunFolder.open(tmp_path / "run").run["monitor"]
+        assert record["seconds_start"] == (6 if resume else 3)
+        assert record["seconds_page"] == 7
+        assert record["seconds_measuring"] == (8 if resume else 4)
+        assert record["seconds_training"] == (2 if resume else 1)
 
 
 def test_the_first_and_the_last_happen_whatever_they_cost(tmp_path: Path, slow_measuring: Clock) -> None:
@@ -540,6 +585,86 @@ def test_a_training_that_is_killed_leaves_a_folder(
     assert per_step["len"].to_list() == [1] * 4  # nothing twice, nothing left over
 
 
+@pytest.mark.parametrize("at", ["metrics.parquet", "arrays.safetensors", "verdict.json"])
+def test_a_training_that_is_killed_at_the_first_write_can_begin_again(
+    tmp_path: Path, at: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _records.write_whole
+
+    def killed(path: Path, write: Any) -> None:
+        if path.name == at:
+            raise Killed
+        whole(path, write)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_records, "write_whole", killed)
+        with pytest.raises(Killed):
+            Monitor(network(), X, out=tmp_path / "run", resume=True, progress=False)
+    assert not (tmp_path / "run" / at).exists()
+    monitor = Monitor(network(), X[:40], out=tmp_path / "run", resume=True, progress=False)
+    monitor.step()
+    monitor.finish()
+    fresh = Monitor(network(), X[:40], out=tmp_path / "fresh", progress=False)
+    assert RunFolder.open(tmp_path / "run").run["monitor"]["steps"] == [0, 1]
+    assert rows_at(RunFolder.open(tmp_path / "run"), 0).equals(fresh.table.drop("step"))
+
+
+def same(**options: Any) -> dict[str, Any]:
+    return {"model": network(), "probe_data": X, "targets": Y, **options}
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "parameters": ({"model": nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))}, "shapes of the model's"),
+    "number of samples": (
+        {"probe_data": X[:20], "targets": Y[:20]},
+        r"\(other: the number of samples \(64 before, 20 now",
+    ),
+    "samples": ({"probe_data": X + 1}, r"\(other: the samples\)"),
+    "targets": ({"targets": Y.flip(0)}, r"\(other: the targets\)"),
+    "loss": ({"loss": nn.functional.cross_entropy}, r"\(other: the loss \(None before, cross_entropy now\)\)"),
+    "layers": ({"layers": ["2", "3"]}, r"\(other: the layers \(blocks before"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_another_training_is_not_joined_to_the_one_in_the_folder(tmp_path: Path, case: str) -> None:
+    options, said = OTHERS[case]
+    Monitor(**same(), out=tmp_path / "run", progress=False).finish()
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    with pytest.raises(InputError, match=f"out: got .*expected the folder of a training of this model.*{said}"):
+        Monitor(**same(**options), out=tmp_path / "run", resume=True, first_step=5, progress=False)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_the_same_training_is_known_by_what_it_measures(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Monitor(**same(), out=out, progress=False).finish()
+    model = network()
+    with torch.no_grad():
+        model[0].weight.zero_()  # weights change in a training, and batches and the schedule may
+    options = same(model=torch.compile(model, backend="eager"), batch_size=7, schedule=5, budget=0.5)
+    Monitor(**options, out=out, resume=True, first_step=1, progress=False).finish()
+    run = RunFolder.open(out)
+    assert run.run["monitor"]["steps"] == [0, 1]
+    run.run["monitor"].pop("fingerprint")
+    run.write_run()
+    other = Monitor(**same(probe_data=X + 1), out=out, resume=True, first_step=2, progress=False)
+    assert other.steps == [0, 1, 2]  # a folder that does not say is taken
+
+
+@pytest.mark.parametrize("key", ["steps", "failed", "sites", "postponed", "seconds_training"])
+def test_a_folder_whose_record_is_broken_is_refused_in_one_sentence(tmp_path: Path, key: str) -> None:
+    Monitor(network(), X, out=tmp_path / "run", progress=False).finish()
+    run = RunFolder.open(tmp_path / "run")
+    for broken in ("missing", "of another kind"):
+        run.run["monitor"] |= {key: None}
+        if broken == "missing":
+            run.run["monitor"].pop(key)
+        run.write_run()
+        with pytest.raises(RunFolderError, match=r"out: got .*expected a run\.json that is whole"):
+            Monitor(network(), X, out=tmp_path / "run", resume=True, progress=False)
+
+
 def test_resuming_drops_what_is_measured_again(tmp_path: Path, clock: Clock) -> None:
     model = network()
     first = Monitor(model, X, out=tmp_path / "run", schedule=1, budget=0.7, progress=False)
@@ -604,6 +729,24 @@ def test_bad_input_is_said_before_training_and_writes_nothing(tmp_path: Path, ca
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_what_is_no_step_and_no_loss_is_one_error(tmp_path: Path) -> None:
+    monitor = Monitor(network(), X, out=tmp_path / "run", progress=False)
+    step, init = inspect.unwrap(Monitor.step), inspect.unwrap(Monitor.__init__)  # without the types that tests check
+    with pytest.raises(InputError, match="step: got '1', expected"):
+        step(monitor, step="1")
+    for wrong in (1.5, True, torch.tensor(1.5)):
+        with pytest.raises(InputError, match=r"step: got .*, expected a step after 0 \(a whole number\)"):
+            step(monitor, step=wrong)
+    for wrong in (2.5, "2", True, -1):
+        with pytest.raises(InputError, match=r"first_step: got .*, expected a whole number that is not negative"):
+            init(object.__new__(Monitor), network(), X, out=tmp_path / "other", first_step=wrong)
+    with pytest.raises(InputError, match="loss: got a, expected one number"):
+        step(monitor, "a")
+    assert not (tmp_path / "other").exists()
+    step(monitor, step=np.int64(3))
+    assert monitor.last_step == 3
+
+
 def test_steps_only_go_forwards(tmp_path: Path) -> None:
     monitor = Monitor(network(), X, out=tmp_path / "run", progress=False)
     monitor.step(step=5)
@@ -657,9 +800,15 @@ def test_only_rank_0_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_scalars_are_the_numbers_of_the_table(tmp_path: Path, clock: Clock) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    monitor = Monitor(network(), X, targets=Y, out=tmp_path / "run", schedule=1, tensorboard=True, progress=False)
+    options: dict[str, Any] = {"targets": Y, "out": tmp_path / "run", "schedule": 1, "tensorboard": True}
+    monitor = Monitor(network(), X, **options, progress=False)
     clock.now += 1
-    monitor.step()
+    monitor.step(2.5)
+    monitor.finish()
+    monitor = Monitor(network(), X, **options, resume=True, first_step=2, progress=False)
+    clock.now += 1
+    monitor.step(1.5)
+    monitor.log_loss(4, 0.5)
     monitor.finish()
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"scalars": 0})
     events.Reload()
@@ -668,7 +817,12 @@ def test_scalars_are_the_numbers_of_the_table(tmp_path: Path, clock: Clock) -> N
         found = events.Scalars(f"{metric}/{rows['layer'][0]}") if len(rows) else []
         assert [event.step for event in found] == rows["step"].to_list()
         assert [event.value for event in found] == pytest.approx(rows["value"].to_list(), rel=1e-6)
-    assert events.Scalars("loss/model")
+    for tag, split in (("train/loss", "train"), ("probe/loss", "")):
+        rows = monitor.table.filter(metric="loss", split=split).sort("step")
+        assert [event.step for event in events.Scalars(tag)] == rows["step"].to_list()
+        assert [event.value for event in events.Scalars(tag)] == pytest.approx(rows["value"].to_list(), rel=1e-6)
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 3, 4]
+    assert "loss/model" not in events.Tags()["scalars"]
 
 
 def courses(metric: str, values: dict[str, list[float]], steps: list[int], error: float | None = None) -> pl.DataFrame:
@@ -700,8 +854,8 @@ def test_alignment_has_changed_only_if_its_errors_allow_it() -> None:
     (sure,) = change_claims(courses("alignment", values, [0, 50], 0.02), {})
     assert sure.level == "finding"
     assert sure.text == (
-        "The alignment of a with the targets rose from 0.1 to 0.3 between steps 0 and 50 (one standard error: 0.03). It "
-        "changed clearly in 1 of 2 layers."
+        "The alignment of a with the targets rose from 0.1 to 0.3 between steps 0 and 50 (one standard error: 0.03). "
+        "It changed clearly in 1 of 2 layers."
     )
     (unsure,) = change_claims(courses("alignment", values, [0, 50], 0.07), {})
     assert unsure.level == "none"

@@ -18,6 +18,7 @@ from isthmus.report import build_page, save_charts
 from isthmus.report._figures import Budget, Section, Slider
 from isthmus.report._monitored import read_training
 from isthmus.report._monitoredfigures import during_training
+from isthmus.report._monitoredwords import remarks
 from isthmus.report._numbers import shown_claims
 from isthmus.report._page import MAX_BYTES
 from isthmus.report._read import RunView
@@ -92,7 +93,7 @@ def test_the_section_stands_first_and_says_what_measuring_took(run: RunFolder, p
     (cost, failed) = [text.replace("\u00a0", " ") for _, text in section.remarks]
     assert cost == (
         "Measured at 11 steps, from 0 to 512. Measuring took 3.1 % of the time of training; the budget is 5 % (1.24 s "
-        "beside 40 s). 2 measurements were postponed to keep within the budget."
+        "beside 40 s). 2 of the schedule's 13 steps were not measured, to keep within the budget."
     )
     assert failed == "The measurement at step 24 failed: the loss is not finite"
     assert "512, the last of 11 measured" in page.text
@@ -393,7 +394,22 @@ def test_more_than_the_budget_is_explained(tmp_path: Path) -> None:
     run = monitored(tmp_path / "run", steps=(0, 1), monitor={"share": 0.4, "postponed": 1})
     (said,) = [text.replace("\u00a0", " ") for _, text in _during(run).remarks]
     assert "took 40 % of the time of training; the budget is 5 %" in said
-    assert "The first and the last step are measured whatever they cost. 1 measurement was postponed" in said
+    assert "The first and the last step are measured whatever they cost. 1 of the schedule's 13 steps was not" in said
+
+
+def test_what_the_share_leaves_out_is_said(run: RunFolder) -> None:
+    def said(**monitor: Any) -> str:
+        part = run.run["monitor"] | monitor
+        training = read_training(run.run | {"monitor": part}, run.metrics())
+        assert training is not None
+        return remarks(training)[0].replace("\u00a0", " ")
+
+    assert "Not counted" not in said()
+    assert "Not counted: 0.25 s to make the monitor, and the time that this page took." in said(seconds_start=0.25)
+    assert "to make the monitor, and 1.4 s for the page." in said(seconds_start=0.25, seconds_page=1.41)
+    for scheduled in (None, 1, "x"):  # a folder that does not say, or contradicts itself
+        assert "2 of the schedule's steps were not measured, to keep within the budget." in said(scheduled=scheduled)
+    assert "1 of the schedule's 1 step was not measured" in said(scheduled=1, postponed=1)
 
 
 def test_charts_have_tables_and_elements_are_well_formed(html: str, page: Page, section: Section) -> None:

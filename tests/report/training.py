@@ -93,8 +93,9 @@ def monitored(
                 "loss": "cross_entropy", "sites": sites, "weights": matrices, "skipped": [],
             },
             "monitor": {
-                "steps": [*steps], "postponed": 2, "budget": 0.05, "share": 0.031, "seconds_measuring": 1.24,
-                "seconds_training": 40.0, "failed": {str(step): reason for step, reason in failed.items()},
+                "steps": [*steps], "scheduled": 13, "postponed": 2, "budget": 0.05, "share": 0.031,
+                "seconds_measuring": 1.24, "seconds_training": 40.0,
+                "failed": {str(step): reason for step, reason in failed.items()},
             } | dict(monitor or {}),
         },
     )  # fmt: skip

@@ -24,9 +24,10 @@ from isthmus.probe._aligned import check_alignment_samples
 from isthmus.probe._measurement import Measurement
 from isthmus.probe._model import measure
 from isthmus.probe._monitor_folder import COMMAND, MonitorFolder
-from isthmus.probe._monitor_probe import held_probe
+from isthmus.probe._monitor_losses import MeanLoss
+from isthmus.probe._monitor_probe import fingerprint, held_probe
 from isthmus.probe._monitor_scalars import Scalars, require_tensorboard
-from isthmus.probe._monitor_schedule import Ledger, Schedule
+from isthmus.probe._monitor_schedule import Ledger, Schedule, check_step
 from isthmus.probe._one import Forward, rank_of_process, unwrapped
 from isthmus.probe._select import BLOCKS
 from isthmus.report import write_page
@@ -83,7 +84,8 @@ class Monitor:
         batch_size: samples per batch of data that are not batched yet.
         max_memory: bytes that all second moments may take; half of what is free, if None.
         device: where to measure; where the model is, if None.
-        tensorboard: write every number to `tensorboard/` in the run folder, too, under the tag `metric/layer`.
+        tensorboard: write the numbers to `tensorboard/` in the run folder, too: `metric/layer` (at the first γ₀ where
+            there are several), `train/loss`, and `probe/loss` on `probe_data`.
         progress: say on stderr, at the end, where the page is.
         seed: of random states during a measurement.
 
@@ -93,7 +95,8 @@ class Monitor:
 
     Raises:
         InputError: what cannot be used, said before anything is written: data that do not fit, a schedule that does
-            not increase, a budget outside (0, 1], a folder that is not empty.
+            not increase, a budget outside (0, 1], a folder that is not empty, or one to resume that is of another
+            model or other samples.
         ModelError: the model raised an error on the data.
 
     Example:
@@ -138,11 +141,12 @@ class Monitor:
         progress: bool = True,
         seed: int = 0,
     ) -> None:
+        begun = _monitor_schedule.clock()
         self.observers: list[Observer] = []
         self._schedule, self._model, self._progress = Schedule(schedule), model, progress
         self._ledger = Ledger(budget)
-        if first_step is not None and (isinstance(first_step, bool) or first_step < 0):
-            raise InputError("first_step", first_step, "a step that is not negative")
+        if first_step is not None:
+            first_step = check_step("first_step", first_step, 0, "a whole number that is not negative")
         if resume and out is None:
             raise InputError("out", None, "the folder to go on with, for resume=True")
         bare, _ = unwrapped(model)
@@ -152,24 +156,23 @@ class Monitor:
         leaky = isinstance(bare, LeakyResNet) and forward is None and layers == BLOCKS
         if metrics is None and not leaky:
             metrics = MONITORED
-        self._closed, self._warned, self._postponed = False, False, 0
-        self._due = False
-        self._loss: Any = None
-        self._losses = 0
+        self._closed, self._warned, self._due = False, False, False
+        self._losses = MeanLoss()
         self.path = Path(out) if out is not None else fresh_folder(COMMAND)
         self._folder: MonitorFolder | None = None
         self._scalars: Scalars | None = None
-        self._wants_scalars = tensorboard
+        self._wants_scalars, self._kept = tensorboard, 0
         self._at = first_step or 0
         if rank_of_process() != 0:
             return
         self._folder = MonitorFolder(self.path, resume=resume, first_step=first_step)
         self._at = self._folder.first_step
-        if before := self._folder.before:
-            self._ledger = Ledger(budget, training=before["seconds_training"], measuring=before["seconds_measuring"])
-            self._postponed = int(before["postponed"])
-        samples, held_targets = held_probe(bare, probe_data, targets=targets, own_forward=forward is not None,
+        if (self.path / "tensorboard").exists():
+            self._kept = self._folder.table.height
+        self._ledger = Ledger(budget, **self._folder.before)
+        samples, held_targets, n = held_probe(bare, probe_data, targets=targets, own_forward=forward is not None,
                                            max_samples=max_samples, batch_size=batch_size, seed=seed)  # fmt: skip
+        self._folder.check_same(fingerprint(bare, samples, held_targets, n=n, loss=loss, layers=layers))
         self._configuration: dict[str, Any] = {
             "schedule": self._schedule.record(), "budget": self._ledger.budget, "max_samples": max_samples,
             "alignment_samples": alignment_samples,
@@ -181,6 +184,7 @@ class Monitor:
         }  # fmt: skip
         self._samples = samples
         start = self._start_clock()
+        self._ledger.start += start - begun
         found = self._measured()
         self._keep(found, start)
 
@@ -231,33 +235,27 @@ class Monitor:
             raise InputError("step", self._at if step is None else step, "no step after finish()",
                              "make another Monitor for another training")  # fmt: skip
         now = self._at + 1 if step is None else step
-        if now <= self._at:
-            raise InputError("step", now, f"a step after {self._at}",
-                             "call it once for each step of the optimiser")  # fmt: skip
+        now = check_step("step", now, self._at + 1, f"a step after {self._at} (a whole number)",
+                         "call it once for each step of the optimiser")  # fmt: skip
         before, self._at = self._at, now
         if self._folder is None:
             return None
         self._ledger.stepped()
         if loss is not None:
-            if isinstance(loss, Tensor) and loss.numel() != 1:
-                raise InputError("loss", f"a tensor of shape {tuple(loss.shape)}", "one number, the mean of the batch")
-            value = loss.detach().float() if isinstance(loss, Tensor) else float(loss)
-            self._loss, self._losses = value if self._loss is None else self._loss + value, self._losses + 1
-        reached = self._schedule.count(before, now)
+            self._losses.add(loss)
+        reached = self._schedule.count(before, now) > 0
+        fits = self._ledger.fits()
         if reached:
             self._log_mean(now)
-        self._due = self._due or reached > 0
-        if not self._due:
-            return None
-        if not self._ledger.fits():
-            self._postponed += reached
-            return None
-        return self._try(now)
+            self._ledger.came(now, waits=not fits)
+        self._due = self._due or reached
+        return self._try(now) if self._due and fits else None
 
     def measure_now(self) -> Measurement | None:
         """Measure after the last step, whatever it costs, unless that is done; returns what was measured now."""
         if self._folder is None or self._closed or self._at in (*self._folder.steps[-1:], *self._folder.failed):
             return None
+        self._ledger.caught_up(self._at)
         return self._try(self._at)
 
     def log_loss(self, step: int, loss: float | int, note: str = "") -> None:
@@ -278,9 +276,12 @@ class Monitor:
             with self._guarded(f"{self.path} could not be completed"):
                 self._write(status)
                 if self._scalars is not None:
+                    self._scalars.add(self._folder.table)
                     self._scalars.close()
                 self._warned = False  # the page is another matter
+                start = _monitor_schedule.clock()
                 write_page(self.path)
+                self._folder.note("seconds_page", _monitor_schedule.clock() - start)
                 self._say()
         self._closed = True
         return self.path / "report.html"
@@ -344,35 +345,27 @@ class Monitor:
         self._log_mean(at)
         try:
             if found is not None:
-                rows = folder.add(at, found)
+                folder.add(at, found)
                 for observer in self.observers:
                     with self._guarded(f"an observer failed at step {at}"):
                         observer(at, self._model, found)
-            else:
-                rows = None
             self._write("running", _monitor_schedule.clock() - start)
-            if self._wants_scalars and rows is not None:
+            if self._wants_scalars:
                 if self._scalars is None:  # not before there is a run folder
-                    self._scalars = Scalars(self.path / "tensorboard")
-                self._scalars.add(at, rows)
+                    self._scalars = Scalars(self.path / "tensorboard", self._kept)
+                self._scalars.add(folder.table)
         finally:
             self._ledger.measured(start)
 
     def _log_mean(self, step: int) -> None:
         """Record the mean loss of the training steps since it was recorded last; written with the next measurement."""
-        if self._losses:
-            note = f"mean over {self._losses} training steps"
-            self._measuring().add_loss(step, float(self._loss) / self._losses, self._losses, note)
-            self._loss, self._losses = None, 0
+        if (taken := self._losses.take()) is not None:
+            mean, n = taken
+            self._measuring().add_loss(step, mean, n, f"mean over {n} training steps")
 
     def _write(self, status: str, now: float = 0.0) -> None:
         """Write the folder; `now` are the seconds of the measurement that is not counted yet."""
-        training, measuring = self._ledger.training, self._ledger.measuring + now
-        said = {
-            "postponed": self._postponed, "budget": self._ledger.budget,
-            "share": measuring / training if training > 0 else None, "seconds_measuring": measuring,
-            "seconds_training": training, "last_step": self._at,
-        }  # fmt: skip
+        said = {**self._ledger.record(now), "last_step": self._at}
         self._measuring().write(said, self._configuration, status=status)
 
     @contextlib.contextmanager

@@ -20,6 +20,12 @@ COMMAND = "monitor"
 LARGEST = 64
 """Values kept of every row of the arrays of one step: of spectra the largest."""
 
+_LAST = "verdict.json"  # of the files that are written before `run.json`
+_SAME = {
+    "parameters": "the names or shapes of the model's parameters", "n": "the number of samples",
+    "samples": "the samples", "targets": "the targets", "loss": "the loss", "layers": "the layers",
+}  # fmt: skip
+
 _OF_STEPS = ("spectra/representation", "spectra/representation_centred", "spectra/weight")
 
 
@@ -34,6 +40,9 @@ class MonitorFolder:
 
     Raises:
         RunFolderError: something else is there, or no folder can be made.
+
+    Attributes:
+        before: what a run that is resumed has spent, for the `Ledger`.
     """
 
     def __init__(
@@ -45,6 +54,8 @@ class MonitorFolder:
         self.failed: dict[int, str] = {}
         self.first_step = first_step or 0
         self.before: dict[str, Any] = {}
+        self._known: Mapping[str, Any] = {}
+        self._fingerprint: Mapping[str, Any] = {}
         self._frames: list[pl.DataFrame] = []
         self._losses = MetricTable()
         self._arrays: dict[int, dict[str, np.ndarray]] = {}
@@ -62,12 +73,26 @@ class MonitorFolder:
         if run.run.get("command") != COMMAND or not isinstance(before, dict):
             raise RunFolderError("out", str(self.path), "the folder of a monitored training (this one is of "
                                  f"{run.run.get('command')!r})", "choose another folder")  # fmt: skip
-        self.run, self.before = run, cast("dict[str, Any]", before)
-        known = [int(step) for step in self.before["steps"]]
+        self.run, part = run, cast("dict[str, Any]", before)
+        try:
+            known = [int(step) for step in part["steps"]]
+            failed = {int(step): str(why) for step, why in part["failed"].items()}
+            names = {key: [str(name) for name in part[key]] for key in ("sites", "weights")}
+            spent = {key: float(part[f"seconds_{key}"]) for key in ("training", "measuring")}
+            start, postponed = float(part.get("seconds_start", 0)), int(part["postponed"])
+            scheduled = int(part["scheduled"]) if part.get("scheduled") is not None else None
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunFolderError("out", str(self.path), "a run.json that is whole (its mapping `monitor`: "
+                                 f"{error!r})", "choose another folder") from None  # fmt: skip
         self.first_step = first = max(known, default=0) if first_step is None else first_step
+        if len(known) + len(failed) <= 1 and not (self.path / _LAST).exists():
+            return  # killed while the first measurement was written: there is nothing to go on with
+        self.before = {**spent, "start": start, "postponed": postponed, "scheduled": scheduled}
+        found = part.get("fingerprint")
+        self._known = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
         self.steps = [step for step in known if step < first]
-        self.failed = {int(step): str(why) for step, why in self.before["failed"].items() if int(step) < first}
-        self._names = {key: [str(name) for name in self.before[key]] for key in ("sites", "weights")}
+        self.failed = {step: why for step, why in failed.items() if step < first}
+        self._names = names
         table, at = run.metrics(), pl.col("step")
         # A run that was killed between two files may hold rows of a step that run.json does not know yet.
         loss = (pl.col("metric") == "loss") & (pl.col("split") == "train") & (at <= first)
@@ -76,6 +101,26 @@ class MonitorFolder:
             step, _, rest = name.removeprefix("steps/").partition("/")
             if name.startswith("steps/") and int(step) in self.steps:
                 self._arrays.setdefault(int(step), {})[rest] = array
+
+    def check_same(self, fingerprint: Mapping[str, Any]) -> None:
+        """Check that what is measured now is what was measured before, where a folder is resumed that says so.
+
+        Args:
+            fingerprint: of what is measured now; the folder keeps it.
+
+        Raises:
+            RunFolderError: something differs, and what.
+        """
+        self._fingerprint = fingerprint
+        before = self._known
+        differ = [key for key in _SAME if key in before and before[key] != fingerprint[key]]
+        if "n" in differ:
+            differ = [key for key in differ if key not in ("samples", "targets")]
+        if differ:
+            said = [f"{_SAME[key]} ({before[key]} before, {fingerprint[key]} now)" if key in ("n", "loss", "layers")
+                    else _SAME[key] for key in differ]  # fmt: skip
+            expected = f"the folder of a training of this model, measured on these samples (other: {', '.join(said)})"
+            raise RunFolderError("out", str(self.path), expected, "choose another folder")
 
     @property
     def table(self) -> pl.DataFrame:
@@ -146,7 +191,7 @@ class MonitorFolder:
         """Write every file, each whole or not at all; `run.json`, which names the steps, last.
 
         Args:
-            monitor: what `run.json` says of the monitoring: `postponed`, `budget`, `share`, the seconds, `tensorboard`.
+            monitor: what `run.json` says of the monitoring: what the `Ledger` records, and the last step.
             configuration: how it was asked for.
             status: of the run.
 
@@ -154,7 +199,8 @@ class MonitorFolder:
             RunFolderError: the folder cannot be made.
             WriteError: a full disk.
         """
-        own = {"steps": self.steps, "failed": {str(step): why for step, why in self.failed.items()}, **self._names}
+        own = {"steps": self.steps, "failed": {str(step): why for step, why in self.failed.items()}, **self._names,
+               "fingerprint": self._fingerprint}  # fmt: skip
         part = {**own, **{key: _finite(value) for key, value in monitor.items()}}
         assert self._last is not None  # the first measurement is made before there is a folder
         details = dict(self._last.record)
@@ -174,6 +220,11 @@ class MonitorFolder:
             self.run.write_run(status=status, finished=None, **details)
         else:
             self.run.finish(status, **details)
+
+    def note(self, name: str, value: float) -> None:
+        """Write one more number into the mapping `monitor` of `run.json`."""
+        assert self.run is not None  # the folder is written before anything is noted
+        self.run.write_run(monitor={**self.run.run["monitor"], name: _finite(value)})
 
 
 def _finite(value: Any) -> Any:

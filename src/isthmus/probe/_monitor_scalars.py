@@ -20,23 +20,29 @@ def require_tensorboard() -> None:
 
 
 class Scalars:
-    """Writes rows of a table as scalars with the tag `metric/layer`.
+    """Writes rows of a table as scalars: `metric/layer`, and of losses `train/loss` and `probe/loss`.
 
     Args:
         folder: where the events go.
+        written: rows of the table that are there already.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, written: int = 0) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._writer: Any = SummaryWriter(str(folder))
+        self._written = written
 
-    def add(self, step: int, rows: pl.DataFrame) -> None:
-        """Write the values of one step; a metric at several γ₀ is written at the first."""
+    def add(self, table: pl.DataFrame) -> None:
+        """Write the values of the rows that are new; a metric at several γ₀ is written at the first."""
         first = pl.col("note").str.starts_with(f"gamma0={GAMMA0S[0]:g}") | ~pl.col("note").str.starts_with("gamma0=")
-        good = rows.filter((pl.col("status") == "ok") & first)
-        for metric, layer, value in good.select("metric", "layer", "value").iter_rows():
-            self._writer.add_scalar(f"{metric}/{layer}" if layer else metric, value, step)
+        good = table[self._written :].filter((pl.col("status") == "ok") & pl.col("step").is_not_null() & first)
+        for metric, layer, split, value, step in good.select("metric", "layer", "split", "value", "step").iter_rows():
+            tag = f"{metric}/{layer}" if layer else metric
+            if metric == "loss":  # the training's own, and that of the samples that are measured
+                tag = f"{split or 'probe'}/loss"
+            self._writer.add_scalar(tag, value, step)
+        self._written = table.height
         self._writer.flush()
 
     def close(self) -> None:

@@ -86,6 +86,21 @@ def _logarithmic(step: int) -> int:
     return _PER_OCTAVE - 1 + (octave - 2) * _PER_OCTAVE + inside + 1
 
 
+def check_step(argument: str, value: Any, least: int, expected: str, hint: str = "") -> int:
+    """A step that a caller gave, as a whole number of at least `least`.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        step = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        step = least - 1
+    if step < least:
+        raise InputError(argument, repr(value), expected, hint)
+    return step
+
+
 class Ledger:
     """Time spent training and time spent measuring, and whether one more measurement fits the budget.
 
@@ -96,16 +111,22 @@ class Ledger:
         budget: share of the training time that measuring may take, above 0 and at most 1.
         training: seconds spent so far (of a run that is resumed).
         measuring: seconds spent so far.
+        start: seconds spent so far making monitors, which the budget is not about.
+        scheduled: steps of the schedule that have come; None where a run that is resumed does not say.
+        postponed: those of them that were not measured, to keep within the budget.
 
     Raises:
         InputError: no such share.
     """
 
-    def __init__(self, budget: float | int, *, training: float = 0.0, measuring: float = 0.0) -> None:
+    def __init__(self, budget: float | int, *, training: float = 0.0, measuring: float = 0.0, start: float = 0.0,
+                 scheduled: int | None = 0, postponed: int = 0) -> None:  # fmt: skip
         if isinstance(budget, bool) or not 0 < budget <= 1:
             raise InputError("budget", budget, "a share of the training time, above 0 and at most 1",
                              "0.05 lets measuring take 5%")  # fmt: skip
         self.budget, self.training, self.measuring = float(budget), training, measuring
+        self.start, self.scheduled, self.postponed = start, scheduled, postponed
+        self._waits: int | None = None
         self._costs: list[float] = []
         self._since: float | None = None
 
@@ -134,6 +155,26 @@ class Ledger:
     def fits(self) -> bool:
         """Whether the next measurement, and one last one, fit the budget."""
         return self.measuring + 2 * max(self._costs, default=0.0) <= self.budget * self.training
+
+    def came(self, step: int, *, waits: bool) -> None:
+        """A step of the schedule has come; it waits, or it is measured."""
+        self.scheduled = None if self.scheduled is None else self.scheduled + 1
+        if waits:
+            self.postponed, self._waits = self.postponed + 1, step
+
+    def caught_up(self, step: int) -> None:
+        """A step is measured whatever it costs; it may be one that had to wait."""
+        if self._waits == step:
+            self.postponed, self._waits = self.postponed - 1, None
+
+    def record(self, now: float = 0.0) -> dict[str, float | int | None]:
+        """What the run folder keeps; `now` are the seconds of the measurement that is not counted yet."""
+        measuring = self.measuring + now
+        return {
+            "scheduled": self.scheduled, "postponed": self.postponed, "budget": self.budget,
+            "share": measuring / self.training if self.training > 0 else None, "seconds_measuring": measuring,
+            "seconds_training": self.training, "seconds_start": self.start,
+        }  # fmt: skip
 
     @property
     def share(self) -> float | None:

@@ -23,21 +23,27 @@ class Training:
         steps: steps with numbers, ascending.
         failed: steps whose measurement gave none, each with the reason.
         lost: steps that `run.json` lists and the table does not hold.
-        postponed: measurements that were put off to keep within the budget; None where unknown.
+        scheduled: steps of the schedule that came; None where unknown.
+        postponed: those of them that were not measured, to keep within the budget; None where unknown.
         budget: share of the time of training that measuring may take.
         share: share that it took.
         measuring: seconds that it took.
         training: seconds that training took.
+        start: seconds that making the monitor took, which the share leaves out.
+        page: seconds that the page took when the training ended, left out, too; None before there was one.
     """
 
     steps: tuple[int, ...]
     failed: tuple[tuple[int, str], ...]
     lost: tuple[int, ...]
+    scheduled: int | None
     postponed: int | None
     budget: float | None
     share: float | None
     measuring: float | None
     training: float | None
+    start: float | None
+    page: float | None
 
     @property
     def last(self) -> int | None:
@@ -103,9 +109,10 @@ def read_training(run: Mapping[str, Any], table: pl.DataFrame) -> Training | Non
     asked = {_count(step) for step in cast("list[object]", named)} if isinstance(named, list) else set[int | None]()
     lost = sorted(step for step in asked if step is not None and step not in steps and step not in failed)
     return Training(
-        tuple(steps), tuple(sorted(failed.items())), tuple(lost), _count(part.get("postponed")),
-        _size(part.get("budget")), _size(part.get("share")), _size(part.get("seconds_measuring")),
-        _size(part.get("seconds_training")),
+        tuple(steps), tuple(sorted(failed.items())), tuple(lost), _count(part.get("scheduled")),
+        _count(part.get("postponed")), _size(part.get("budget")), _size(part.get("share")),
+        _size(part.get("seconds_measuring")), _size(part.get("seconds_training")),
+        _size(part.get("seconds_start")), _size(part.get("seconds_page")),
     )  # fmt: skip
 
 

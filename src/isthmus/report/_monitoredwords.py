@@ -33,9 +33,13 @@ def _cost(training: Training) -> str:
         said += "."
         if training.budget is not None and training.share > training.budget:
             said += " The first and the last step are measured whatever they cost."
+    if training.start is not None:
+        page = "the time that this page took" if training.page is None else f"{number(training.page, 2)} s for the page"
+        said += f" Not counted: {number(training.start, 2)} s to make the monitor, and {page}."
     if training.postponed:
-        n = training.postponed
-        said += f" {n} measurement{'s were' if n > 1 else ' was'} postponed to keep within the budget."
+        n, of = training.postponed, training.scheduled
+        steps = "steps" if of is None or of < n else f"{of} step{'s' if of > 1 else ''}"
+        said += f" {n} of the schedule's {steps} {'were' if n > 1 else 'was'} not measured, to keep within the budget."
     return said
 
 
