@@ -25,6 +25,7 @@ ALIGNMENT = ("alignment", "alignment_traced", "tangent_trace", "tangent_top_eige
 LEAKY = "weight.*"
 """Layers of an unrolled Leaky ResNet."""
 
+_FAILURES = (InputError, ModelError, RuntimeError)
 _LEAST_SAMPLES = 3
 _LONGEST_REASON = 300
 
@@ -80,20 +81,18 @@ def measured_alignment(
     if reason or not wanted:
         return Aligned(samples, None, reason or "not asked for", None, reason or "not asked for")
     bar("alignment", 0, None)
-    use = samples if options.max_samples is None else min(samples, options.max_samples)
-    given: dict[str, Any] = {"forward": options.forward, "max_samples": use, "batch_size": options.batch_size,
-                             "seed": options.seed, "layers": layers}  # fmt: skip
+    given = _given(options, samples, layers)
     try:
-        found = align_within(bar, model, data, targets=options.targets, max_memory=options.max_memory,
+        found = align_within(bar, model, data, max_memory=options.max_memory,
                              traced=None if "alignment_traced" in wanted else False, **given)  # fmt: skip
-    except (InputError, ModelError, RuntimeError) as error:  # an extra must not cost the rest of the measurement
+    except _FAILURES as error:  # an extra must not cost the rest of the measurement
         return Aligned(samples, None, _said(error), None, _said(error))
     if "tangent_top_eigenvalue" not in wanted:
         return Aligned(samples, found, "", None, "not asked for")
     try:
         bar("alignment: largest eigenvalue", 0, None)
-        top = float(tangent_eigenpairs(model, data, 1, targets=options.targets, **given).values[0]) / found.n
-    except (InputError, ModelError, RuntimeError) as error:
+        top = float(tangent_eigenpairs(model, data, 1, **given).values[0]) / found.n
+    except _FAILURES as error:
         return Aligned(samples, found, "", None, _said(error))
     return Aligned(samples, found, "", top)
 
@@ -104,16 +103,21 @@ def planned_alignment(model: nn.Module, data: Any, options: MeasureOptions, samp
     reason = _why_not(data, options, samples, along=along and not leaky)
     if reason:
         return f"none: {reason}"
-    use = samples if options.max_samples is None else min(samples, options.max_samples)
+    given = _given(options, samples, LEAKY if leaky else "*")
     try:
         n, how, memory, seconds = plan_alignment(
-            UnrolledLeaky(model) if leaky else model, data, layers=LEAKY if leaky else "*", targets=options.targets,
-            max_memory=options.max_memory, forward=options.forward, max_samples=use, batch_size=options.batch_size,
-            seed=options.seed,
-        )  # fmt: skip
-    except (InputError, ModelError, RuntimeError) as error:
+            UnrolledLeaky(model) if leaky else model, data, max_memory=options.max_memory, **given
+        )
+    except _FAILURES as error:
         return f"none: {_said(error)}"
     return f"{n} samples, {how}, about {duration(seconds)}, at most {memory / 2**20:.3g} MiB"
+
+
+def _given(options: MeasureOptions, samples: int, layers: str) -> dict[str, Any]:
+    """The arguments that the alignment has from the options of a measurement."""
+    use = samples if options.max_samples is None else min(samples, options.max_samples)
+    return {"targets": options.targets, "forward": options.forward, "max_samples": use,
+            "batch_size": options.batch_size, "seed": options.seed, "layers": layers}  # fmt: skip
 
 
 def _said(error: Exception) -> str:
@@ -137,11 +141,12 @@ def _why_not(data: Any, options: MeasureOptions, samples: int, *, along: bool) -
 def leaky_alignment(
     model: LeakyResNet, x: Tensor, y: Tensor | None, options: MeasureOptions, samples: int, bar: Progress
 ) -> Aligned:
-    """The alignment of the layers `W_ℓ, b_ℓ` of a Leaky ResNet, each as a linear layer of its own."""
-    modules = UnrolledLeaky(model)
+    """The alignment of the layers `W_ℓ, b_ℓ` of a Leaky ResNet, each as a linear layer of its own, in float64."""
+    y = y.double() if y is not None and y.is_floating_point() else y
     options = dataclasses.replace(options, targets=y)
-    found = measured_alignment(modules, x, options, samples, bar, layers=LEAKY)
-    middles = tuple(((modules.positions[1:] + modules.positions[:-1]) / 2).tolist())
+    found = measured_alignment(UnrolledLeaky(model).double(), x.double(), options, samples, bar, layers=LEAKY)
+    p = model.positions()
+    middles = tuple(((p[1:] + p[:-1]) / 2).tolist())
     return dataclasses.replace(found, positions=middles, first=1)
 
 
@@ -150,7 +155,6 @@ class UnrolledLeaky(nn.Module):
 
     def __init__(self, model: LeakyResNet) -> None:
         super().__init__()
-        self.positions = model.positions()
         self.ends = copy.deepcopy(model)
         self.weight = nn.ModuleDict()
         for i, w in enumerate(model.weight.detach()):

@@ -22,7 +22,7 @@ from isthmus.probe._progress import Progress, progress_bar
 from isthmus.probe._tangent_features import FeatureStore
 from isthmus.probe._tangent_layers import TangentLayer
 from isthmus.probe._tangent_pass import totals
-from isthmus.probe._tangent_plan import LayerPlan, estimate_groups, exact_groups, plan_layers, take_exact
+from isthmus.probe._tangent_plan import LayerPlan, estimate_groups, plan_layers, planned_memory, take_exact
 from isthmus.probe._tangent_setting import TangentSetting, tangent_setting
 from isthmus.tangent import KernelAlignment, Peak, bootstrap_weights, find_peak, kernel_alignment, peak_sentence
 
@@ -295,10 +295,8 @@ def plan_alignment(
         passes = (setting.outputs + 1) * bool(exact) + settings.passes(y, setting.outputs) * bool(rest)
         seconds = sum(p.multiplications for p in exact) / _multiplications_per_second(setting)
         seconds += passes * _seconds_of_a_pass(setting, y)
-        groups = [sum(p.features for p in g) + max(p.work for p in g) for g in exact_groups(exact, setting.limit)]
-        memory = max([*groups, *(sum(p.memory for p in g) for g in estimate_groups(rest, setting.limit))])
         how = f"exact for {len(exact)} of {len(plans)} layers" if exact and rest else "exact" if exact else "estimated"
-        return setting.n, f"{how}, {passes} backward passes", memory, seconds
+        return setting.n, f"{how}, {passes} backward passes", planned_memory(plans, setting.limit), seconds
 
 
 _TRIED = 512
@@ -359,11 +357,9 @@ class _Work:
         while waiting:
             plans = self.plans(waiting)
             exact, rest = [p for p in plans if p.exact], [p for p in plans if not p.exact]
-            for group in exact_groups(exact, setting.limit):
-                memory = max(memory, sum(p.features for p in group) + max(p.work for p in group))
+            memory = max(memory, planned_memory(plans, setting.limit))
             waiting = take_exact(setting, exact, self.y.to(setting.device, setting.dtype), take, self.bar)
             for group in estimate_groups(rest, setting.limit):
-                memory = max(memory, sum(p.memory for p in group))
                 with_probes = dataclasses.replace(self.estimate, probes=group[0].probes)
                 found |= estimate_layers(setting, [p.layer for p in group], self.y, with_probes, self.bar)
                 done += group

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import fnmatch
 import math
@@ -244,10 +243,7 @@ def measure_leaky(
     claims: list[Claim] = path_verdict(
         found, rows, why_no_momenta=NO_LEAK if model.effective_depth == 0 else NO_MOMENTA
     )
-    with untouched(model, options.seed):
-        exact = copy.deepcopy(model).double()
-    inputs, labels = x.double(), None if y is None else y.double() if y.is_floating_point() else y
-    aligned = leaky_alignment(exact, inputs, labels, options, alignment_samples, bar)
+    aligned = leaky_alignment(model, x, y, options, alignment_samples, bar)
     kernels = record_alignment(table, aligned, options.metrics)
     claims += alignment_claims(aligned, kernels)
     nodes = found.geometry.positions.tolist()

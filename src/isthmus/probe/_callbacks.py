@@ -18,7 +18,9 @@ from torch.utils.data import DataLoader
 from isthmus._errors import InputError, IsthmusError, RunFolderError, near_name_hint
 from isthmus.probe._batches import Signature
 from isthmus.probe._guard import untouched
-from isthmus.probe._monitor import BUDGET, MAX_SAMPLES, Monitor
+from isthmus.probe._loading_files import said
+from isthmus.probe._monitor import BUDGET, LONGEST_REASON, MAX_SAMPLES, Monitor
+from isthmus.probe._monitor_losses import MeanLoss
 from isthmus.probe._monitor_schedule import Ledger, Schedule
 from isthmus.probe._one import unwrapped
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
 _LIGHTNINGS = ("lightning.pytorch", "pytorch_lightning")
 _BATCH = 32
-_LONGEST_REASON = 300
 _BY_THE_CALLBACK = ("model", "probe_data", "resume", "first_step")
 
 
@@ -43,8 +44,7 @@ class _Watch:
         Ledger(options.get("budget", BUDGET))
         self.probe_data, self.options = probe_data, dict(options)
         self.monitor: Monitor | None = None
-        self._loss: Tensor | None = None
-        self._losses = 0
+        self._losses = MeanLoss()
         self._at_exit: weakref.finalize[..., _Watch] | None = None
 
     def begin(self, model: nn.Module, step: int, loader: Any = None, names: Sequence[str] | None = None) -> None:
@@ -67,7 +67,7 @@ class _Watch:
             )  # fmt: skip
         with untouched(bare, self.options.get("seed", 0)):  # a collator may draw random numbers
             probe_data = self._collated(getattr(loader, "collate_fn", None), names)
-        self._loss, self._losses = None, 0
+        self._losses = MeanLoss()
         self.monitor = Monitor(model, probe_data, **self.options, first_step=step, resume=there)
         if self._at_exit is not None:
             self._at_exit.detach()
@@ -96,7 +96,7 @@ class _Watch:
         try:
             return [collate([item(i) for i in range(at, min(at + size, most))]) for at in range(0, most, size)]
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON].rstrip(".")
+            reason = said(error, LONGEST_REASON).rstrip(".")
             raise InputError("probe_data", f"items with the keys {', '.join(map(str, wanted))}",
                              f"items that the trainer's collator can put together ({reason})",
                              "give the data set as the trainer takes it, or batches: a mapping of tensors, or a list "
@@ -105,14 +105,13 @@ class _Watch:
     def batch(self, loss: Tensor) -> None:
         """The mean loss of one batch, which is not waited for; a step of the optimiser may take several."""
         if self.monitor is not None and loss.numel() == 1:
-            value = loss.reshape(())
-            self._loss, self._losses = value if self._loss is None else self._loss + value, self._losses + 1
+            self._losses.add(loss.reshape(()))
 
     def step(self, step: int) -> None:
         """Count up to a step of the optimiser, unless it has been counted."""
         if self.monitor is not None and step > self.monitor.last_step:
-            self.monitor.step(None if self._loss is None else self._loss / self._losses, step=step)
-            self._loss, self._losses = None, 0
+            taken = self._losses.take()
+            self.monitor.step(None if taken is None else taken[0], step=step)
 
     def finish(self, status: str = "complete") -> None:
         """Finish the monitor, if there is one."""

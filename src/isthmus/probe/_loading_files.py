@@ -21,10 +21,10 @@ from isthmus._errors import InputError
 _NOT_TORCH = "it is not what torch.save writes"
 
 
-def said(error: BaseException) -> str:
-    """An exception on one line."""
+def said(error: BaseException, limit: int = 200) -> str:
+    """An exception on one line, of at most `limit` characters beside its type."""
     text = " ".join(str(error).split())
-    text = text if len(text) <= 200 else text[:197] + "..."
+    text = text if len(text) <= limit else text[: limit - 3] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

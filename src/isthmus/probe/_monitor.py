@@ -21,6 +21,7 @@ from isthmus._records import fresh_folder
 from isthmus.models import LeakyResNet
 from isthmus.probe import _monitor_schedule
 from isthmus.probe._aligned import check_alignment_samples
+from isthmus.probe._loading_files import said
 from isthmus.probe._measurement import Measurement
 from isthmus.probe._model import measure
 from isthmus.probe._monitor_folder import COMMAND, MonitorFolder
@@ -45,7 +46,7 @@ MAX_SAMPLES = 256
 Observer = Callable[[int, nn.Module, Measurement], None]
 """`(step, model, measurement)`, called after every measurement; its time counts."""
 
-_LONGEST_REASON = 300
+LONGEST_REASON = 300
 
 
 class MonitorWarning(UserWarning):
@@ -333,7 +334,7 @@ class Monitor:
         try:
             found = self._measured()
         except Exception as error:  # noqa: BLE001 - a model that trains must not be stopped by one that looks at it
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:_LONGEST_REASON]
+            reason = said(error, LONGEST_REASON)
             folder.fail(step, reason)
             self._warn(f"step {step} could not be measured ({reason})")
         with self._guarded(f"the measurement of step {step} could not be kept"):
@@ -361,19 +362,19 @@ class Monitor:
         """Record the mean loss of the training steps since it was recorded last; written with the next measurement."""
         if (taken := self._losses.take()) is not None:
             mean, n = taken
-            self._measuring().add_loss(step, mean, n, f"mean over {n} training steps")
+            self._measuring().add_loss(step, float(mean), n, f"mean over {n} training steps")
 
     def _write(self, status: str, now: float = 0.0) -> None:
         """Write the folder; `now` are the seconds of the measurement that is not counted yet."""
-        said = {**self._ledger.record(now), "last_step": self._at}
-        self._measuring().write(said, self._configuration, status=status)
+        monitor = {**self._ledger.record(now), "last_step": self._at}
+        self._measuring().write(monitor, self._configuration, status=status)
 
     @contextlib.contextmanager
     def _guarded(self, what: str) -> Generator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - the same
-            self._warn(f"{what} ({' '.join(f'{type(error).__name__}: {error}'.split())[:_LONGEST_REASON]})")
+            self._warn(f"{what} ({said(error, LONGEST_REASON)})")
 
     def _warn(self, text: str) -> None:
         if not self._warned:

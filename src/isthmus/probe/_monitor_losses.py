@@ -1,4 +1,4 @@
-"""The mean of the training losses between two steps of a schedule."""
+"""The mean of training losses: of the batches of a step, of the steps between two of a schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from isthmus._errors import InputError
 
 
 class MeanLoss:
-    """Sums losses without waiting for a device, until the mean is asked for."""
+    """Sums losses without waiting for a device."""
 
     def __init__(self) -> None:
         self._sum: Any = None
@@ -33,10 +33,10 @@ class MeanLoss:
                 raise InputError("loss", loss, "one number, the mean of the batch") from None
         self._sum, self._n = value if self._sum is None else self._sum + value, self._n + 1
 
-    def take(self) -> tuple[float, int] | None:
-        """The mean of the losses since it was taken last, and their number; None where there are none."""
+    def take(self) -> tuple[Any, int] | None:
+        """The mean of the losses since it was taken last, as a tensor where they were, and their number; or None."""
         if not self._n:
             return None
-        mean, n = float(self._sum) / self._n, self._n
+        mean, n = self._sum / self._n, self._n
         self._sum, self._n = None, 0
         return mean, n

@@ -79,9 +79,9 @@ def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
         if not isinstance(model, nn.Module):
             raise InputError("model", type(model).__name__, "a torch.nn.Module")
         kind = type(model).__name__
-        if any(hasattr(p, "ds_id") or type(p.data).__name__ == "DTensor" for p in model.parameters()):
-            kind = f"{kind}, whose weights are in parts (DeepSpeed, DTensor)"
-        if "FullyShardedDataParallel" in kind or kind.startswith("FSDP") or "in parts" in kind:
+        parts = any(hasattr(p, "ds_id") or type(p.data).__name__ == "DTensor" for p in model.parameters())
+        if parts or "FullyShardedDataParallel" in kind or kind.startswith("FSDP"):
+            kind += ", whose weights are in parts (DeepSpeed, DTensor)" if parts else ""
             raise InputError("model", kind, "a model whose weights are whole on this process",
                              "gather its full state dict into a plain model first")  # fmt: skip
         if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):

@@ -137,7 +137,8 @@ def _bytes(width: int, other: int | None = None) -> int:
     return 8 * width * (width if other is None else other)
 
 
-def _size(number: float | int) -> str:
+def size_text(number: float | int) -> str:
+    """Bytes in words."""
     return f"{number / 2**30:.3g} GiB" if number >= 2**29 else f"{number / 2**20:.3g} MiB"
 
 
@@ -173,8 +174,8 @@ class _Planner:
         cost = _bytes(made.width)
         if not why and self.memory + cost > self.limit:
             why = (
-                f"its {made.width} features need {_size(cost)} for their second moments, and too little is left of "
-                f"{_size(self.limit)}: choose fewer or narrower modules with layers=, or raise max_memory"
+                f"its {made.width} features need {size_text(cost)} for their second moments, and too little is left of "
+                f"{size_text(self.limit)}: choose fewer or narrower modules with layers=, or raise max_memory"
             )
         if why:
             return why
@@ -210,7 +211,7 @@ class _Planner:
         if want_gradients:
             cost = _bytes(found.width)
             if self.memory + cost > self.limit:
-                made.no_gradient = f"its {found.width} features need {_size(cost)} more memory: raise max_memory"
+                made.no_gradient = f"its {found.width} features need {size_text(cost)} more memory: raise max_memory"
             elif found.at_input != site.at_input or found.call is not call:
                 made.no_gradient = "the same tensor as that of another row"
             else:
@@ -242,7 +243,7 @@ class _Planner:
         if right is not made.track:
             cost = _bytes(made.track.width, right.width)
             if self.memory + cost > self.limit:
-                made.no_cost = f"its product with the input of {reader.name} needs {_size(cost)}: raise max_memory"
+                made.no_cost = f"its product with the input of {reader.name} needs {size_text(cost)}: raise max_memory"
                 return
             self.memory += cost
         made.product = Product(made.track, right)

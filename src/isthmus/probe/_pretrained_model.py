@@ -183,18 +183,12 @@ def open_tokenizer(place: Path, *, trusted: bool = False) -> Any:
     Raises:
         InputError: none, or one that cannot be loaded.
     """
-    transformers = transformers_package()
+    transformers_package()
     known = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", *_PIECES)
     if not any((place / name).is_file() for name in known):
         raise InputError("model", str(place), "a directory with a tokenizer (tokenizer.json, say; there is none)",
                          "save the tokenizer beside the model: tokenizer.save_pretrained(directory)")  # fmt: skip
-    try:
-        with quiet(transformers):
-            return transformers.AutoTokenizer.from_pretrained(
-                str(place), local_files_only=True, trust_remote_code=trusted
-            )
-    except Exception as error:
-        raise _unread(place, "tokenizer", "tokenizer_config.json", error) from error
+    return _opened("AutoTokenizer", place, "tokenizer", "tokenizer_config.json", trusted)
 
 
 def open_image_processor(place: Path, *, trusted: bool = False) -> Any:
@@ -203,17 +197,23 @@ def open_image_processor(place: Path, *, trusted: bool = False) -> Any:
     Raises:
         InputError: none, or one that cannot be loaded.
     """
-    transformers = transformers_package()
+    transformers_package()
     if not any((place / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise InputError("model", str(place), "a directory with an image processor (preprocessor_config.json; there is "
                          "none)", "save it beside the model: processor.save_pretrained(directory)")  # fmt: skip
+    return _opened("AutoImageProcessor", place, "image processor", "preprocessor_config.json", trusted)
+
+
+def _opened(loader: str, place: Path, what: str, file: str, trusted: bool) -> Any:
+    """What stands beside the model, `file` being where it would name code of its own."""
+    transformers = transformers_package()
     try:
         with quiet(transformers):
-            return transformers.AutoImageProcessor.from_pretrained(
+            return getattr(transformers, loader).from_pretrained(
                 str(place), local_files_only=True, trust_remote_code=trusted
             )
     except Exception as error:
-        raise _unread(place, "image processor", "preprocessor_config.json", error) from error
+        raise _unread(place, what, file, error) from error
 
 
 def _unread(place: Path, what: str, file: str, error: Exception) -> InputError:

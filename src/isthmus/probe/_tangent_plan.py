@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from isthmus._errors import InputError
+from isthmus.probe._plan import size_text
 from isthmus.probe._progress import Progress
 from isthmus.probe._tangent_features import GRADIENTS, GRAMS, HELD, OUTER, PIECES, FeatureStore
 from isthmus.probe._tangent_layers import WHOLE, TangentLayer
@@ -67,11 +68,6 @@ class LayerPlan:
     def store(self, setting: TangentSetting) -> FeatureStore:
         """What collects its features."""
         return FeatureStore(self.layer, setting.outputs, setting.n, form=self.form)
-
-
-def size_text(number: float | int) -> str:
-    """Bytes in words."""
-    return f"{number / 2**30:.3g} GiB" if number >= 2**29 else f"{number / 2**20:.3g} MiB"
 
 
 def estimate_memory(layer: TangentLayer, probes: int) -> int:
@@ -304,6 +300,13 @@ def _largest(fits: Callable[[int], bool], most: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def planned_memory(plans: Sequence[LayerPlan], limit: int) -> int:
+    """Peak bytes of all that is held at once, of exact layers and of estimates."""
+    exact, rest = [p for p in plans if p.exact], [p for p in plans if not p.exact]
+    held = [sum(p.features for p in group) + max(p.work for p in group) for group in exact_groups(exact, limit)]
+    return max([*held, *(sum(p.memory for p in group) for group in estimate_groups(rest, limit))], default=0)
 
 
 def exact_groups(plans: Sequence[LayerPlan], limit: int) -> list[list[LayerPlan]]:

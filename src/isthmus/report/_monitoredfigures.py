@@ -104,8 +104,7 @@ class _Maker:
         figure.panels.append(Panel("", spec))
         table, notes = _depth_table(past, self.prefix + title, 2 * self.budget.rows)
         figure.tables.append(table)
-        drawn = [f"Drawn: {len(layers)} of {len(past.names)} layers, evenly spaced."]
-        figure.notes.extend([*(drawn if len(layers) < len(past.names) else []), *notes])
+        figure.notes.extend([*_drawn(len(layers), len(past.names)), *notes])
         figure.reasons.extend(past.reasons)
         return [figure]
 
@@ -128,10 +127,13 @@ class _Maker:
         figure.panels.append(Panel("", spec))
         table, notes = _course_table(past, self.prefix + title, self.budget.rows)
         figure.tables.append(table)
-        if len(picked) < len(courses):
-            figure.notes.append(f"Drawn: {len(picked)} of {len(courses)} layers, evenly spaced.")
-        figure.notes.extend(notes)
+        figure.notes.extend([*_drawn(len(picked), len(courses)), *notes])
         return [figure]
+
+
+def _drawn(shown: int, of: int) -> list[str]:
+    """The note of a chart that does not show every layer."""
+    return [f"Drawn: {shown} of {of} layers, evenly spaced."] if shown < of else []
 
 
 def _spectra(maker: _Maker) -> list[Figure]:
@@ -171,10 +173,9 @@ def _spectra(maker: _Maker) -> list[Figure]:
          for k in steps.tolist() for j in rows.tolist() if np.isfinite(past.values[k, j]).any()],
         named=True,
     ))  # fmt: skip
-    drawn = [f"Drawn: {len(layers)} of {len(past.names)} layers, evenly spaced."]
     figure.notes.extend([
         f"Drawn: the {columns} largest singular values; blank cells have no value.",
-        *(drawn if len(layers) < len(past.names) else []),
+        *_drawn(len(layers), len(past.names)),
         *([f"The table holds the {shown} largest values of each layer."] if shown < whole else []),
         *_table_note(steps, rows, (len(past.steps), len(past.names)), "arrays.safetensors"),
     ])  # fmt: skip

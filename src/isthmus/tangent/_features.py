@@ -46,7 +46,24 @@ def _double(t: Tensor) -> Tensor:
     return t.cpu().double() if t.device.type == "mps" else t.double()  # no float64 there
 
 
-class OuterFeatures:
+class _Factors:
+    """Inputs `a` of a layer, and derivatives `g` of every output at its own output, `(C, n, positions, out)`."""
+
+    a: Tensor
+    g: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.g.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs C."""
+        return self.g.shape[0]
+
+
+class OuterFeatures(_Factors):
     """Gradients that are sums over positions of outer products: `∇_W f_c(x) = Σ_t g_{c,t}(x) a_t(x)ᵀ`.
 
     `K^{cd}_{ij} = Σ_{t,s} (⟨a_t(x_i), a_s(x_j)⟩ + 1) ⟨g_{c,t}(x_i), g_{d,s}(x_j)⟩`: forward Gram ∘ backward Gram,
@@ -67,16 +84,6 @@ class OuterFeatures:
     ) -> None:
         self.a, self.g, self.weight, self.bias, self.hold = a, g, weight, bias, hold
         self._single: Tensor | None = None
-
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return self.g.shape[1]
-
-    @property
-    def outputs(self) -> int:
-        """Number of outputs C."""
-        return self.g.shape[0]
 
     @property
     def positions(self) -> int:
@@ -165,7 +172,7 @@ class GradientFeatures:
         return _double(self.gradients).square().sum((0, 2))
 
 
-class PieceFeatures:
+class PieceFeatures(_Factors):
     """Outer products as in `OuterFeatures`, whose gradients are formed a piece of the weight at a time.
 
     `∇_W f_c(x_i) = Σ_t g_{c,t}(x_i) a_t(x_i)ᵀ` of some rows of `W`, all samples and outputs, then their products: the
@@ -182,23 +189,12 @@ class PieceFeatures:
         self.a, self.g, self.bias = a, g, bias
         self._kernel: Tensor | None = None
 
-    @property
-    def n(self) -> int:
-        """Number of samples."""
-        return self.g.shape[1]
-
-    @property
-    def outputs(self) -> int:
-        """Number of outputs C."""
-        return self.g.shape[0]
-
     def _all(self) -> Tensor:
         """The kernel, row `i·C + c` for output c at sample i."""
         if self._kernel is None:
             n, rows, inner = self.n, self.g.shape[3], self.a.shape[2]
             size = n * self.outputs
-            where = "cpu" if self.g.device.type == "mps" else self.g.device  # no float64 there
-            total = torch.zeros(size, size, dtype=torch.float64, device=where)
+            total = _double(self.g.new_zeros(1)).new_zeros(size, size)
             if self.bias:
                 _self_product(self.g.sum(2).transpose(0, 1).flatten(0, 1), into=total)
             step = max(1, PIECE_BYTES // (size * inner * self.a.element_size()))
