@@ -12,7 +12,7 @@ from torch import Tensor
 from isthmus._records import MetricTable
 from isthmus.data import Task
 from isthmus.experiments._cost_fit import FittedCost, best_start, fit_seeds
-from isthmus.experiments._cost_networks import CostNetwork
+from isthmus.experiments._cost_networks import CostNetwork, loss_of
 from isthmus.geometry import (
     NEAR,
     BottleneckCertificate,
@@ -80,7 +80,7 @@ class MeasuredNetwork:
 
 def measure_network(network: CostNetwork, task: Task) -> MeasuredNetwork:
     """Certificate at training samples, balance, spectra, and the scores of both splits; in float64, on the CPU."""
-    model, kind = network.model, "cross_entropy" if task.kind == "classification" else "square"
+    model, loss = network.model, loss_of(task)
     weights, biases = [w.detach() for w in model.weights], [b.detach() for b in model.biases]
     chosen = torch.linspace(0, len(task.x_train) - 1, min(SAMPLES, len(task.x_train))).round().long()
     x = task.x_train[chosen]
@@ -89,9 +89,8 @@ def measure_network(network: CostNetwork, task: Task) -> MeasuredNetwork:
     for split, inputs, targets in (("train", task.x_train, task.y_train), ("test", task.x_test, task.y_test)):
         with torch.no_grad():
             outputs = model(inputs)
-        # The square loss of docs/theory 3.1 is a mean over outputs too.
-        losses[split] = float(data_term(kind, outputs, targets)) / (task.out_features if kind == "square" else 1)
-        name, scores[split] = score(kind, outputs, targets)
+        losses[split] = float(data_term(loss, outputs, targets))
+        name, scores[split] = score(loss, outputs, targets)
     balance = tuple(share or 0.0 for share in relative_balance(weights, biases))
     return MeasuredNetwork(
         network, bottleneck_certificate(weights, biases, x[smooth]) if bool(smooth.any()) else None, balance,

@@ -13,7 +13,15 @@ LOSS_REDUCTION = {
     "square": "sum over outputs, mean over samples",
     "cross_entropy": "mean over samples, in nats",
 }
-"""How each data term is normalised; recorded with every run as `loss_reduction`."""
+"""How each data term of a Leaky ResNet is normalised; recorded with every run as `loss_reduction`."""
+
+
+_SQUARES = ("square", "mean_square")
+
+
+def _divisor(loss: str, outputs: Tensor) -> int:
+    """What a cost summed over outputs is divided by."""
+    return outputs.shape[1] if loss == "mean_square" else 1
 
 
 def data_term(
@@ -22,7 +30,8 @@ def data_term(
     """`C = (1/N) Σ_i cost(y_i, f_i)` (arXiv 2405.17573, docs/theory 1.2).
 
     Args:
-        loss: `square`: `‖y − f‖²` summed over outputs; `cross_entropy`: `−log softmax(f)_y`.
+        loss: `square`: `‖y − f‖²` summed over outputs; `mean_square`: its mean over outputs; `cross_entropy`:
+            `−log softmax(f)_y`.
         outputs: network outputs of a batch.
         targets: real vectors, or class numbers.
         total: `N`; the number of samples in the batch unless given, so that batches of a larger set add up to its `C`.
@@ -31,15 +40,15 @@ def data_term(
         InputError: an unknown loss, or targets that do not fit it.
     """
     n = total if total is not None else outputs.shape[0]
-    if loss == "square":
+    if loss in _SQUARES:
         if targets.shape != outputs.shape:
             raise InputError("targets", tuple(targets.shape), f"the shape of the outputs, {tuple(outputs.shape)}")
-        return (targets - outputs).square().sum() / n
+        return (targets - outputs).square().sum() / (n * _divisor(loss, outputs))
     if loss == "cross_entropy":
         if targets.ndim != 1 or targets.dtype != torch.int64:
             raise InputError("targets", (tuple(targets.shape), targets.dtype), "one int64 class number per sample")
         return nn.functional.cross_entropy(outputs, targets, reduction="sum") / n
-    raise InputError("loss", loss, "'square' or 'cross_entropy'")
+    raise InputError("loss", loss, "'square', 'mean_square' or 'cross_entropy'")
 
 
 def data_term_slope(
@@ -50,21 +59,21 @@ def data_term_slope(
     with torch.enable_grad():
         cost = data_term(loss, leaf, targets)
     (gradient,) = torch.autograd.grad(cost, leaf)
-    if loss == "square":
+    if loss in _SQUARES:
         costs = (outputs.detach() - targets).square()
     else:
         costs = nn.functional.cross_entropy(outputs.detach(), targets, reduction="none")
-    return float(costs.sum(dtype=torch.float64)) / len(targets), gradient
+    return float(costs.sum(dtype=torch.float64)) / (len(targets) * _divisor(loss, outputs)), gradient
 
 
 def probe_outputs(
     loss: str, outputs: Float[Tensor, "n outputs"], generator: torch.Generator
 ) -> Float[Tensor, "n outputs"]:
     """Rows `q` with `E[q qᵀ] = ∂²cost/∂f²` of every sample."""
-    if loss == "square":
+    if loss in _SQUARES:
         drawn = torch.randint(0, 2, outputs.shape, generator=generator, dtype=torch.int8, device="cpu")
         signs = drawn.to(outputs)
-        return (2 * signs - 1) * 2**0.5
+        return (2 * signs - 1) * (2 / _divisor(loss, outputs)) ** 0.5
     share = outputs.softmax(-1)
     drawn = torch.rand(len(share), 1, generator=generator, dtype=torch.float64, device="cpu").to(outputs)
     label = (share.cumsum(-1) < drawn).sum(-1).clamp(max=share.shape[1] - 1)
@@ -76,7 +85,7 @@ def check_samples(x: Tensor, y: Tensor, loss: str, in_features: int, out_feature
     wanted, n = in_features, x.shape[0]
     if x.ndim != 2 or x.shape[1] != wanted or n == 0:
         raise InputError("x", f"shape {tuple(x.shape)}", f"shape (samples, in_features) = (n, {wanted}), n ≥ 1")
-    if loss == "square" and y.shape != (n, out_features):
+    if loss in _SQUARES and y.shape != (n, out_features):
         raise InputError("y", f"shape {tuple(y.shape)}", f"shape (samples, out_features) = ({n}, {out_features})",
                          "one column for one output" if y.ndim == 1 else "")  # fmt: skip
     if loss == "cross_entropy":

@@ -139,12 +139,11 @@ def fit_ridge(
     problem.store(model, w)
     value, gradient = problem(w)
     last = run.note(run.step, w)
-    scale = 2 * config.ridge * math.sqrt(last.norm_sq)
     return RidgeFit(
         loss=last.loss,
         norm_sq=last.norm_sq,
         objective=value,
-        residual=float(torch.linalg.vector_norm(gradient.double())) / scale if scale > 0 else 0.0,
+        residual=problem.residual(w, gradient),
         steps=run.step,
         stopped=stopped,
         history=tuple(run.history),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -89,8 +90,7 @@ class RidgeObjective:
     ) -> None:
         self.loss = check_ridge_loss(loss)
         self.ridge = real_number("ridge", ridge, "a finite number ≥ 0", low=0.0)
-        self._kind = "square" if loss == "mean_square" else loss
-        check_samples(x, y, self._kind, model.in_features, model.out_features)
+        check_samples(x, y, loss, model.in_features, model.out_features)
         like = model.weights[0]
         self.dtype = dtype if dtype is not None else like.dtype
         self._layers = [w.new_zeros(w.shape[0], w.shape[1] + 1, dtype=self.dtype) for w in model.weights]
@@ -125,7 +125,7 @@ class RidgeObjective:
     @torch.no_grad()
     def data_term(self, vector: Float[Tensor, " parameters"]) -> float:
         """`C` alone."""
-        return data_term_slope(self._kind, self._forward(split_layers(vector, self._layers)), self.y)[0] / self._outputs
+        return data_term_slope(self.loss, self._forward(split_layers(vector, self._layers)), self.y)[0]
 
     @torch.no_grad()
     def __call__(self, vector: Float[Tensor, " parameters"]) -> tuple[float, Float[Tensor, " parameters"]]:
@@ -133,19 +133,18 @@ class RidgeObjective:
         layers = split_layers(vector, self._layers)
         gradient = torch.empty_like(vector)
         slopes = split_layers(gradient, self._layers)
-        cost, slope = data_term_slope(self._kind, self._forward(layers), self.y)
-        slope = slope / self._outputs
+        cost, slope = data_term_slope(self.loss, self._forward(layers), self.y)
         for number in range(len(layers) - 1, -1, -1):
             torch.mm(slope.mT, self._read[number], out=slopes[number])
             if number:
                 slope = self._through(slope, layers, number)
         norm_sq = float(vector.square().sum(dtype=torch.float64))
-        return cost / self._outputs + self.ridge * norm_sq, gradient.add_(vector, alpha=2 * self.ridge)
+        return cost + self.ridge * norm_sq, gradient.add_(vector, alpha=2 * self.ridge)
 
-    @property
-    def _outputs(self) -> int:
-        """What the sum over outputs is divided by."""
-        return self._layers[-1].shape[0] if self.loss == "mean_square" else 1
+    def residual(self, vector: Float[Tensor, " parameters"], gradient: Float[Tensor, " parameters"]) -> float:
+        """`‖∇(C + λ‖θ‖²)‖ / (2λ‖θ‖)`, from the gradient at the vector: 0 at a critical point; also where `θ = 0`."""
+        scale = 2 * self.ridge * math.sqrt(float(vector.square().sum(dtype=torch.float64)))
+        return float(torch.linalg.vector_norm(gradient.double())) / scale if scale > 0 else 0.0
 
     @torch.no_grad()
     def curvature(self, vector: Float[Tensor, " parameters"], generator: torch.Generator) -> LayerCurvature:
@@ -154,7 +153,7 @@ class RidgeObjective:
         outputs, n = self._forward(layers), self._read[0].shape[0]
         sensitivity = [layer.new_zeros(layer.shape[0], layer.shape[0], dtype=torch.float64) for layer in layers]
         for _ in range(_PROBES):
-            slope = probe_outputs(self._kind, outputs, generator) * self._outputs**-0.5
+            slope = probe_outputs(self.loss, outputs, generator)
             for number in range(len(layers) - 1, -1, -1):
                 sensitivity[number] += (slope.mT @ slope).double()
                 if number:
