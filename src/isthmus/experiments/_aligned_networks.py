@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,18 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from isthmus._errors import RunFolderError
 from isthmus._random import numpy_generator, torch_generator
-from isthmus._records import RunFolder, write_whole
+from isthmus._records import RunFolder
 from isthmus.experiments._aligned_models import Architecture, LayerStack
 from isthmus.experiments._aligned_profiles import END, MIDWAY, START, Measuring, Profile
 from isthmus.experiments._images import ImageFile, ImageTask, image_task
-from isthmus.experiments._workers import Progress, is_complete, train_missing
+from isthmus.experiments._kept import begin_network, digest_of, open_network, save_weights
+from isthmus.experiments._workers import Progress, train_missing
 
 HALF_WAY = 0.1
 """Training loss at which alignments are taken for the first time after the start."""
@@ -84,9 +81,9 @@ class AlignedNetwork:
         """Name of its folder: what tells it apart for a reader, and a digest of everything."""
         settings = self.settings
         settings["file"] = self.file.sha256
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
         how = f"{self.architecture}_{self.activation}" + ("_random" if self.random_labels else "")
-        return f"{how}_L{self.depth}_w{self.width}_rate{self.rate:.3g}_batch{self.batch}_seed{self.seed}_{digest}"
+        what = f"{how}_L{self.depth}_w{self.width}_rate{self.rate:.3g}_batch{self.batch}_seed{self.seed}"
+        return f"{what}_{digest_of(settings)}"
 
     def task(self) -> ImageTask:
         """Its samples; with random labels those of training are in random order."""
@@ -119,10 +116,7 @@ class TrainedAligned:
     @classmethod
     def open(cls, network: AlignedNetwork, folder: Path) -> TrainedAligned:
         """Read it. Raises `RunFolderError` where it is not there or not complete."""
-        path = folder / network.name
-        if not is_complete(path):
-            raise RunFolderError("run", str(path), "a network that is trained", "run the command again")
-        return cls(network, RunFolder.open(path))
+        return cls(network, open_network(folder / network.name))
 
     def number(self, name: str) -> float:
         """`loss`, `test_loss`, `test_error`, `steps`, `seconds`."""
@@ -198,12 +192,8 @@ def _scores(model: LayerStack, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def _train(network: AlignedNetwork, folder: Path) -> None:
-    path = folder / network.name
-    if (path / "run.json").exists():
-        run = RunFolder.open(path)
-    else:
-        run = RunFolder.create(path, command="reproduce", configuration=network.settings, seed=network.seed,
-                               device=network.device, dtype="float32")  # fmt: skip
+    run = begin_network(folder / network.name, command="reproduce", configuration=network.settings, seed=network.seed,
+                        device=network.device, dtype="float32")  # fmt: skip
     begun = time.perf_counter()
     task = network.task()
     model = network.new(task)
@@ -212,8 +202,7 @@ def _train(network: AlignedNetwork, folder: Path) -> None:
     )
     prediction = measuring.prediction(network.activation)
     fitted = _descend(network, task, model, measuring)
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_whole(run.path / "model.safetensors", lambda p: safetensors.torch.save_file(state, p))
+    save_weights(run, model)
     for split in ("train", "test"):
         measuring.table.add("loss", fitted["loss" if split == "train" else "test_loss"], split=split, seed=network.seed)
     measuring.table.add("accuracy", 1 - fitted["test_error"], split="test", seed=network.seed, n=len(task.y_test))

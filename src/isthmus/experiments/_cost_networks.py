@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,9 +19,10 @@ from torch import Tensor
 
 from isthmus._errors import DivergedError, InputError, IsthmusError, RunFolderError
 from isthmus._random import check_seed
-from isthmus._records import RunFolder, write_whole
+from isthmus._records import RunFolder
 from isthmus.data import Task
-from isthmus.experiments._workers import check_jobs, is_complete, train_missing
+from isthmus.experiments._kept import begin_network, digest_of, is_complete, save_weights
+from isthmus.experiments._workers import check_jobs, train_missing
 from isthmus.models import FullyConnected, check_device, deepen, real_number, whole_number
 from isthmus.train import RidgeConfig, fit_ridge
 
@@ -176,8 +175,7 @@ class Job:
         before = [d for d in self.config.depths if d <= self.depth]
         settings = {"data": self.digest, "loss": self.loss, "depths": before, "seed": self.seed, "adam": ADAM_STEPS}
         settings |= {key: getattr(self.config, key) for key in ("width", "ridge", "steps", "device")}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
-        return f"seed{self.seed}_L{self.depth}_{digest}"
+        return f"seed{self.seed}_L{self.depth}_{digest_of(settings)}"
 
     @property
     def previous(self) -> Job | None:
@@ -214,15 +212,11 @@ class Job:
             IsthmusError: a network whose outputs do not depend on the inputs.
         """
         x, y = torch.from_numpy(self.x).to(self.config.device), torch.from_numpy(self.y).to(self.config.device)
-        path, begun = folder / self.name, time.monotonic()
-        if (path / "run.json").exists():  # killed before it was complete
-            run = RunFolder.open(path)
-        else:
-            shutil.rmtree(path, ignore_errors=True)  # killed before its record was whole
-            run = RunFolder.create(
-                path, command="cost", configuration=dataclasses.asdict(self.config) | {"depth": self.depth},
-                seed=self.seed, device=self.config.device, dtype="float64",
-            )  # fmt: skip
+        begun = time.monotonic()
+        run = begin_network(
+            folder / self.name, command="cost", configuration=dataclasses.asdict(self.config) | {"depth": self.depth},
+            seed=self.seed, device=self.config.device, dtype="float64",
+        )  # fmt: skip
         model, adam = self.begun(folder, x)
         settings = RidgeConfig(ridge=self.config.ridge, loss=self.loss, adam_steps=adam, iterations=self.iterations,
                                tolerance=_TOLERANCE, seed=self.seed)  # fmt: skip
@@ -239,8 +233,7 @@ class Job:
         except IsthmusError as error:
             run.finish("failed", error=str(error))
             raise
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        write_whole(path / "model.safetensors", lambda file: safetensors.torch.save_file(state, file))
+        save_weights(run, model)
         numbers = {key: getattr(fit, key) for key in ("loss", "norm_sq", "residual", "steps")}
         before = [point.norm_sq for point in fit.history if point.step <= adam + 0.8 * (fit.steps - adam)]
         numbers["fall"] = 1 - fit.norm_sq / before[-1]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from isthmus._errors import RunFolderError
 from isthmus._records import RunFolder
+from isthmus.experiments._kept import digest_of, open_network
 from isthmus.experiments._leaky_run import DURING_TRAINING, LeakyConfig, resume_leaky, run_leaky
 from isthmus.experiments._sources import task_from_source
 from isthmus.experiments._workers import Progress, train_missing
@@ -30,11 +28,10 @@ class Network:
     @property
     def name(self) -> str:
         """Name of its folder: what tells it apart for a reader, and a digest of everything."""
-        whole = json.dumps([dict(self.source), dataclasses.asdict(self.config)], sort_keys=True)
         widths = "-".join(str(w) for w in self.source["widths"])
         c = self.config
         return (f"{widths}_{c.steps}_L{c.depth}_lt{c.effective_depth:g}_seed{c.seed}_"
-                f"{hashlib.sha256(whole.encode()).hexdigest()[:10]}")  # fmt: skip
+                f"{digest_of([dict(self.source), dataclasses.asdict(self.config)])}")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +51,7 @@ class Trained:
     @classmethod
     def open(cls, network: Network, folder: Path) -> Trained:
         """Read it. Raises `RunFolderError` where it is not there or not complete."""
-        run = RunFolder.open(folder / network.name)
-        if run.run.get("status") != "complete":
-            raise RunFolderError("run", str(run.path), "a network that is trained", "run the command again")
+        run = open_network(folder / network.name)
         frame = run.metrics().filter(pl.col("note").fill_null("") != DURING_TRAINING)
         return cls(network, run, frame)
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from isthmus._errors import DataWarning, DivergedError, InputError, RunFolderError
 from isthmus._random import check_seed
-from isthmus._records import Claim, MetricTable, RunFolder, check_new_folder, write_whole
+from isthmus._records import Claim, MetricTable, RunFolder, check_new_folder
 from isthmus.data import Task
+from isthmus.experiments._kept import save_weights
 from isthmus.experiments._sources import task_from_source
 from isthmus.geometry import DEFAULT_GAMMA0, GAMMA0S, check_gamma0
 from isthmus.models import LeakyResNet, check_device
@@ -358,8 +358,7 @@ def _write(
     run.write_metrics(table)
     run.write_arrays(arrays)
     run.write_verdict(claims)
-    state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_whole(run.path / "model.safetensors", lambda p: safetensors.torch.save_file(state, p))
+    save_weights(run, model)
     run.finish("complete", objective=result.objective, epochs=result.epochs, stopped=result.stopped,
                best_epoch=result.best_epoch, seconds=(run.run.get("seconds") or 0.0) + time.monotonic() - begun,
                error=None)  # fmt: skip

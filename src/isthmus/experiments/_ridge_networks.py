@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 import time
@@ -17,11 +16,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from isthmus._errors import RunFolderError
-from isthmus._records import MetricTable, RunFolder, write_whole
+from isthmus._records import MetricTable, RunFolder
 from isthmus.data import Task
+from isthmus.experiments._kept import begin_network, digest_of, open_network, save_weights
 from isthmus.experiments._sources import task_from_source
-from isthmus.experiments._workers import Progress, is_complete, train_missing
+from isthmus.experiments._workers import Progress, train_missing
 from isthmus.models import FullyConnected, deepen
 from isthmus.train import RidgeConfig, RidgeObjective, fit_ridge
 
@@ -81,9 +80,8 @@ class RidgeNetwork:
     @functools.cached_property
     def name(self) -> str:
         """Name of its folder: what tells it apart for a reader, and a digest of everything."""
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:10]
         how = f"_rate{self.descent.rate:g}" if self.descent is not None else "_deepened" if self.parent else ""
-        return f"{self.source['name']}_L{self.depth}_w{self.width}_seed{self.fit.seed}{how}_{digest}"
+        return f"{self.source['name']}_L{self.depth}_w{self.width}_seed{self.fit.seed}{how}_{digest_of(self.settings)}"
 
     @property
     def seed(self) -> int:
@@ -116,11 +114,7 @@ class TrainedRidge:
     @classmethod
     def open(cls, network: RidgeNetwork, folder: Path) -> TrainedRidge:
         """Read it. Raises `RunFolderError` where it is not there or not complete."""
-        if not is_complete(folder / network.name):
-            raise RunFolderError(
-                "run", str(folder / network.name), "a network that is trained", "run the command again"
-            )
-        return cls(network, RunFolder.open(folder / network.name))
+        return cls(network, open_network(folder / network.name))
 
     @property
     def task(self) -> Task:
@@ -191,12 +185,8 @@ def training_seconds(trained: Sequence[TrainedRidge]) -> float:
 
 
 def _train(network: RidgeNetwork, folder: Path) -> None:
-    path = folder / network.name
-    if (path / "run.json").exists():
-        run = RunFolder.open(path)
-    else:
-        run = RunFolder.create(path, command="reproduce", configuration=network.settings, seed=network.seed,
-                               device=network.device, dtype=network.dtype)  # fmt: skip
+    run = begin_network(folder / network.name, command="reproduce", configuration=network.settings, seed=network.seed,
+                        device=network.device, dtype=network.dtype)  # fmt: skip
     begun = time.perf_counter()
     task = task_from_source(network.source)
     if network.parent is None:
@@ -209,18 +199,13 @@ def _train(network: RidgeNetwork, folder: Path) -> None:
     like = model.weights[0]
     with torch.no_grad():
         test = float((model(task.x_test.to(like)) - task.y_test.to(like)).square().mean())
-    _save(run, "model", model)
+    save_weights(run, model)
     table = MetricTable()
     table.add("loss", fitted["loss"], split="train", seed=network.seed)
     table.add("loss", test, split="test", seed=network.seed)
     run.write_metrics(table)
     seconds = time.perf_counter() - begun
     run.finish("complete", trained={**fitted, "test_loss": test, "seconds": seconds}, seconds=seconds)
-
-
-def _save(run: RunFolder, name: str, model: FullyConnected) -> None:
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-    write_whole(run.path / f"{name}.safetensors", lambda p: safetensors.torch.save_file(state, p))
 
 
 def _fit(network: RidgeNetwork, task: Task, model: FullyConnected, run: RunFolder) -> dict[str, Any]:
@@ -252,15 +237,15 @@ def _descend(network: RidgeNetwork, task: Task, model: FullyConnected, run: RunF
             kept = w.clone()
         if step == equal:
             objective.store(model, w)
-            _save(run, "equal", model)
+            save_weights(run, model, "equal")
         if step < plan.steps:
             w = w - plan.rate * min(1.0, (step + 1) / plan.warm_up) * gradient
             value, gradient = objective(w)
     objective.store(model, w)
     run.write_arrays({"history": np.array(history)})
     norm_sq = _norm_sq(w)
-    residual = float(gradient.double().norm()) / (2 * ridge * math.sqrt(norm_sq))
-    return {"loss": value - ridge * norm_sq, "norm_sq": norm_sq, "objective": value, "residual": residual,
+    return {"loss": value - ridge * norm_sq, "norm_sq": norm_sq, "objective": value,
+            "residual": objective.residual(w, gradient),
             "steps": plan.steps, "stopped": "diverged" if diverged is not None else "steps",
             "diverged_at": diverged}  # fmt: skip
 

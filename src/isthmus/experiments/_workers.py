@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 
 from isthmus._errors import DivergedError, InputError, IsthmusError
-from isthmus._records import RunFolder
+from isthmus.experiments._kept import is_complete
 
 T = TypeVar("T")
 
@@ -24,11 +24,6 @@ def check_jobs(jobs: int) -> None:
     """Raises `InputError` for fewer than one process."""
     if jobs < 1:
         raise InputError("jobs", jobs, "at least 1 process")
-
-
-def is_complete(path: Path) -> bool:
-    """Whether a run folder is there, finished."""
-    return (path / "run.json").exists() and RunFolder.open(path).run.get("status") == "complete"
 
 
 def train_missing(

@@ -1,0 +1,49 @@
+"""A network in a run folder of its own: what names it, how it begins, and what is kept of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import nn
+
+from isthmus._errors import RunFolderError
+from isthmus._records import RunFolder, write_whole
+
+
+def digest_of(settings: Any) -> str:
+    """Ten hexadecimal digits of what is ready for JSON, for the name of a folder."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def is_complete(path: Path) -> bool:
+    """Whether a run folder is there, finished."""
+    return (path / "run.json").exists() and RunFolder.open(path).run.get("status") == "complete"
+
+
+def begin_network(
+    path: Path, *, command: str, configuration: Mapping[str, Any], seed: int, device: str, dtype: str
+) -> RunFolder:
+    """A new folder, or that of a training that was killed, which begins again in it."""
+    if (path / "run.json").exists():
+        return RunFolder.open(path)
+    shutil.rmtree(path, ignore_errors=True)  # killed before its record was whole
+    return RunFolder.create(path, command=command, configuration=configuration, seed=seed, device=device, dtype=dtype)
+
+
+def open_network(path: Path) -> RunFolder:
+    """The folder of a trained network. Raises `RunFolderError` where it is not there or not complete."""
+    if not is_complete(path):
+        raise RunFolderError("run", str(path), "a network that is trained", "run the command again")
+    return RunFolder.open(path)
+
+
+def save_weights(run: RunFolder, model: nn.Module, name: str = "model") -> None:
+    """Write `name.safetensors`, whole."""
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    write_whole(run.path / f"{name}.safetensors", lambda p: safetensors.torch.save_file(state, p))
