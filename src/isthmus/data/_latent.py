@@ -10,12 +10,7 @@ from isthmus._errors import InputError
 from isthmus._random import torch_generator
 from isthmus.data._task import Scaling, Task, make_task
 from isthmus.data._teachers import shallow_network
-
-
-def check_count(argument: str, value: int, least: int = 1) -> None:
-    """Raises `InputError` for a count that is not a whole number from `least` on."""
-    if isinstance(value, bool) or int(value) != value or value < least:
-        raise InputError(argument, value, f"a whole number ≥ {least}")
+from isthmus.models import whole_number
 
 
 def latent_teacher(
@@ -48,8 +43,8 @@ def latent_teacher(
     """
     for argument, value in (("latent", latent), ("used", used), ("inputs", inputs), ("outputs", outputs),
                             ("n_test", n_test)):  # fmt: skip
-        check_count(argument, value)
-    check_count("n_train", n_train, 2)
+        whole_number(argument, value)
+    whole_number("n_train", n_train, 2)
     if used > latent:
         raise InputError("used", used, f"at most latent = {latent}")
     weights, samples = torch_generator(seed, "latent weights"), torch_generator(seed, "latent samples")
@@ -95,7 +90,7 @@ def nonnegative_map(
     if not values or not all(math.isfinite(v) and v > 0 for v in values):
         raise InputError("values", values, "finite numbers above 0")
     for argument, value, least in (("block", block, 1), ("n_train", n_train, 2), ("n_test", n_test, 1)):
-        check_count(argument, value, least)
+        whole_number(argument, value, least)
     generator = torch_generator(seed, "non-negative map")
     side = block * len(values)
     matrix = torch.zeros(side, side, dtype=torch.float64)

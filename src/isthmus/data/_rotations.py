@@ -11,8 +11,8 @@ from torch import Tensor
 
 from isthmus._errors import InputError
 from isthmus._random import torch_generator
-from isthmus.data._latent import check_count
 from isthmus.data._task import Task, make_task
+from isthmus.models import whole_number
 
 FLOW_TIMES = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Default times of the targets; the flow's own is about ¼."""
@@ -84,7 +84,7 @@ def rotation_task(
         InputError: a dimension below 2, a count that is too small, or times that do not ascend.
     """
     for argument, value, least in (("dimension", dimension, 2), ("n_train", n_train, 2), ("n_test", n_test, 1)):
-        check_count(argument, value, least)
+        whole_number(argument, value, least)
     generator = torch_generator(seed, "rotation task")
     v, x = torch.randn(2, n_train + n_test, dimension, generator=generator, dtype=torch.float64)
     v, x = v / v.norm(dim=1, keepdim=True), x / dimension**0.5

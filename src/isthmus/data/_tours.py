@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 
 from isthmus._errors import InputError, near_name_hint
 from isthmus._random import numpy_generator
-from isthmus.data._latent import check_count
 from isthmus.data._task import Task, make_task
+from isthmus.models import whole_number
 
 _PARTS = ("encoder", "decoder", "free")
 _LEAST_GAIN = 1e-12
@@ -105,8 +105,8 @@ def tour_task(points: int = 32, dimension: int = 2, part: str = "free", seed: in
     Raises:
         InputError: fewer than 3 points, a dimension below 1, or an unknown part.
     """
-    check_count("points", points, 3)
-    check_count("dimension", dimension)
+    whole_number("points", points, 3)
+    whole_number("dimension", dimension)
     if part not in _PARTS:
         raise InputError("part", part, ", ".join(_PARTS), near_name_hint(part, _PARTS))
     cloud = numpy_generator(seed, f"tour of {points} points in {dimension}").random((points, dimension))
