@@ -97,6 +97,17 @@ _ALIGNMENT = (
            "squared outputs / squared weight", _KERNEL,
            "Gradient descent is stable only below a learning rate of about 1 / (λ_max(Θ)/n + λ)."),
 )  # fmt: skip
+_TWO_POINTS = "arXiv 2402.09142, docs/theory 2.1"
+_PAIRS = (
+    Metric("pair_h", "pair of samples, layer", "h = ‖dh‖², squared distance of two samples' representations",
+           "squared activation", _TWO_POINTS),
+    Metric("pair_y", "pair of samples", "y = ‖dy‖², squared distance of two samples' predictions", "squared output",
+           _TWO_POINTS),
+    Metric("pair_v", "pair of samples", "v = ‖dy‖² − dy·dy*", "squared output", _TWO_POINTS,
+           "0 where the predictions are as far apart as the targets."),
+    Metric("pair_mean", "pair of samples", "m = ‖ȳ − ȳ*‖², from the mean prediction of two samples to their mean "
+           "target", "squared output", _TWO_POINTS),
+)  # fmt: skip
 _PROPAGATION = (
     Metric("forward_loss", "representation", "1 − c_ℓ, c_ℓ the uncentred cosine of two samples' activations, averaged "
            "over pairs", "", _SIGNAL, "What is left to tell samples apart."),
@@ -349,6 +360,7 @@ METRICS: dict[str, Metric] = _catalogue(
     *_STABILITY,
     *_COST,
     *_PROPAGATION,
+    *_PAIRS,
     Metric("loss", "training", "C, the data term of the objective", "loss", "arXiv 2405.17573, docs/theory 1.2"),
     Metric("ridge_term", "training", "(λ/2μ) Σ ρ_ℓ ‖W_ℓ‖²", "loss", "arXiv 2405.17573, docs/theory 1.2"),
     Metric("learning_rate", "training", "step size of the optimiser", "", "training loop"),

@@ -30,6 +30,10 @@ from isthmus.geometry._identity_cost import identity_cost_from_moments as identi
 from isthmus.geometry._moments import MomentumMoments as MomentumMoments
 from isthmus.geometry._moments import PathAccumulator as PathAccumulator
 from isthmus.geometry._moments import PathMoments as PathMoments
+from isthmus.geometry._pairs import PairStates as PairStates
+from isthmus.geometry._pairs import pair_distances as pair_distances
+from isthmus.geometry._pairs import pair_states as pair_states
+from isthmus.geometry._pairs import squared_distances as squared_distances
 from isthmus.geometry._passage import Node as Node
 from isthmus.geometry._passage import Passage as Passage
 from isthmus.geometry._passage import WeightNode as WeightNode
