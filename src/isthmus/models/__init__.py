@@ -1,4 +1,4 @@
-"""Networks (arXiv 2405.17573 and 2305.19008, docs/theory 1.1 and 3.1)."""
+"""Networks (arXiv 2405.17573, 2305.19008 and 2402.09142, docs/theory 1.1, 3.1 and 2.5)."""
 
 from isthmus.models._activations import Activation as Activation
 from isthmus.models._activations import SmoothReLU as SmoothReLU
@@ -16,3 +16,8 @@ from isthmus.models._steps import Equidistant as Equidistant
 from isthmus.models._steps import Irregular as Irregular
 from isthmus.models._steps import LayerSteps as LayerSteps
 from isthmus.models._steps import as_steps as as_steps
+from isthmus.models._zoo import ZOO as ZOO
+from isthmus.models._zoo import ZooEnsemble as ZooEnsemble
+from isthmus.models._zoo import ZooNetwork as ZooNetwork
+from isthmus.models._zoo import ZooSetting as ZooSetting
+from isthmus.models._zoo import zoo_network as zoo_network
