@@ -35,6 +35,7 @@ class Member:
     """One network of a group.
 
     Attributes:
+        name: of its setting.
         gain: of its weights.
         rate: its learning rate.
         seed: of its weights.
@@ -42,6 +43,7 @@ class Member:
         dy2: `Y`, squared distance of the targets.
     """
 
+    name: str
     gain: float | int
     rate: float | int
     seed: int
@@ -54,7 +56,7 @@ class PairNetworks:
     """Networks of one shape, trained together on two points each; a wide one stands alone.
 
     Attributes:
-        setting: kind, activation, optimiser and sizes; gains and rates are the members'.
+        setting: kind, activation, optimiser and sizes; names, gains and rates are the members'.
         members: the networks.
         epochs: full-batch steps.
         every: epochs between records.
@@ -97,10 +99,7 @@ class PairNetworks:
         run = begin_network(folder / self.name, command="reproduce", configuration=self.settings, seed=first.seed,
                             device=self.device, dtype="float32")  # fmt: skip
         begun = time.perf_counter()
-        networks = [
-            zoo_network(dataclasses.replace(setting, gain=m.gain, learning_rate=m.rate), 1, 1, m.seed)
-            for m in self.members
-        ]
+        networks = [zoo_network(self.setting_of(m), 1, 1, m.seed) for m in self.members]
         model = (ZooEnsemble(networks) if len(networks) > 1 else networks[0]).to(self.device)
         x, targets = (t.to(self.device) for t in self.points())
         if len(networks) == 1:
@@ -120,6 +119,10 @@ class PairNetworks:
         run.write_arrays(arrays)
         ends = [whole_part(y, m.dy2) for y, m in zip(arrays["y"], self.members, strict=True)]
         run.finish("complete", seconds=time.perf_counter() - begun, records=ends)
+
+    def setting_of(self, member: Member) -> ZooSetting:
+        """The setting of one network."""
+        return dataclasses.replace(self.setting, name=member.name, gain=member.gain, learning_rate=member.rate)
 
     def points(self) -> tuple[Float[Tensor, "members 2 1"], Float[Tensor, "members 2 1"]]:
         """Inputs −1 and `−1 + √X`, targets 0.6 and `0.6 + √Y`, of each member."""
@@ -268,9 +271,10 @@ class TrainedPairs:
         for i, (member, end) in enumerate(zip(self.networks.members, self.run.run["records"], strict=True)):
             epochs = arrays["epochs"]
             whole = end == len(epochs) and int(epochs[-1]) == self.networks.epochs
+            diverged = None if whole else int(epochs[end - 1]) + 1
             y, v, m = (torch.from_numpy(arrays[name][i, :end].copy()) for name in "yvm")
             found.append(PairTrace(
-                self.networks.setting, member, self.networks.layers, None if whole else int(epochs[end - 1]) + 1,
+                self.networks.setting_of(member), member, self.networks.layers, diverged,
                 torch.from_numpy(epochs[:end].copy()), torch.from_numpy(arrays["h"][i, :, :end].copy()), y, v, m,
             ))  # fmt: skip
         return found

@@ -31,7 +31,7 @@ def _networks(
 ) -> tuple[ImageFile, dict[str, tuple[FigureSettings, Sequence[EffectiveNetwork]]]]:
     EFFECTIVE.check_preset(preset)
     keys, chosen = EFFECTIVE.check_figures(figures), PRESETS[preset]
-    settings = {key: chosen.figure(key) for key in keys}
+    settings = {key: chosen.figures[key] for key in keys}
     reading = [key for key, one in settings.items() if one.reads_images]
     if data is None and chosen.needs_file and reading:
         raise InputError("data", "nothing", "a file .npz with arrays images and labels, for "
