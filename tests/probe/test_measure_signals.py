@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import isthmus
-from isthmus.probe import Measurement, Propagation, propagation
+from isthmus import InputError
+from isthmus.probe import Measurement, Propagation, plan_measure, propagation
 
 NAMES = ["0", "2", "4", "6"]
 
@@ -56,6 +57,8 @@ def test_rows_are_the_numbers_of_propagation_measured_and_predicted(tmp_path: Pa
     assert values(found, "forward_loss", wide) == pytest.approx(right.predicted.forward_loss.tolist())
     assert values(found, "backward_correlation", wide) == pytest.approx(right.predicted.backward_correlation.tolist())
     assert values(found, "equilibrium_layer") == [pytest.approx(right.equilibrium)]
+    errors = found.table.filter((pl.col("metric") == "equilibrium_layer") & (pl.col("baseline") == ""))["stderr"]
+    assert errors.to_list() == [pytest.approx(right.equilibrium_stderr)]
     assert values(found, "equilibrium_layer", wide) == [pytest.approx(right.predicted.equilibrium)]
     rows = found.table.filter((pl.col("metric") == "forward_loss") & (pl.col("baseline") == ""))
     assert rows["layer"].to_list() == NAMES
@@ -97,7 +100,50 @@ def test_reasons() -> None:
     joined = nn.Sequential(nn.Linear(5, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
     found = measure(joined, (x, y), loss="cross_entropy")
     frame = found.table.filter((pl.col("metric") == "equilibrium_layer") & (pl.col("baseline") == "infinite width"))
-    assert frame["note"].to_list() == ["1 is no linear layer with one row for each sample"]
+    assert frame["note"].to_list() == ["1 (LayerNorm) is no linear layer"]
+
+
+def test_a_layer_that_is_never_called_has_a_reason_and_no_place() -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.idle, self.used = nn.Linear(3, 3), network()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.used(x)
+
+    found = measure(Idle(), task(), loss="cross_entropy")
+    frame = found.table.filter((pl.col("metric") == "forward_loss") & (pl.col("baseline") == "")).sort("layer")
+    assert frame["layer"].to_list() == ["idle", *(f"used.{name}" for name in NAMES)]
+    assert frame["index"].to_list() == [None, 0, 1, 2, 3]
+    assert frame["note"][0].startswith("it is never called in a forward pass")
+
+
+def test_a_dry_run_says_what_signals_take() -> None:
+    model, (x, y) = network(), task()
+    lines = dict(plan_measure(model, x, targets=y, alignment_samples=15).lines())
+    assert lines["signals"].startswith("15 samples, 2 backward passes, about ")
+    assert lines["signals"].endswith("MiB")
+    assert dict(plan_measure(model, x).lines())["signals"] == "none: give targets, or a loss for those in the data"
+    asked = plan_measure(model, x, targets=y, metrics=["alignment"])
+    assert asked.signals == "none: not asked for"
+    assert plan_measure(model, x, targets=y, alignment_samples=0).signals == "none: alignment_samples=0"
+    wide = nn.Sequential(nn.Linear(5, 100))
+    assert " 64 backward passes" in plan_measure(wide, x, targets=torch.randn(24, 100)).signals
+
+
+def test_a_monitor_does_not_compute_what_it_does_not_record(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def counting(*_: object, **__: object) -> None:
+        calls.append(1)
+        raise InputError("data", "x", "y")
+
+    calls = list[int]()
+    monkeypatch.setattr("isthmus.probe._propagated_rows.propagation_within", counting)
+    model, (x, y) = network(), task()
+    isthmus.Monitor(model, x, targets=y, out=tmp_path / "run", progress=False).finish()
+    assert calls == []
+    measure(model, (x, y), loss="cross_entropy")
+    assert calls == [1]
 
 
 def test_only_what_was_asked_for() -> None:

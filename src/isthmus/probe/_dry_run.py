@@ -17,6 +17,7 @@ from isthmus.probe._options import options_of
 from isthmus.probe._pass import run_pass
 from isthmus.probe._path_model import path_of
 from isthmus.probe._progress import duration
+from isthmus.probe._propagated_rows import planned_signals
 from isthmus.probe._select import BLOCKS
 
 _TRIED = 384
@@ -37,6 +38,7 @@ class MeasurePlan:
         seconds_pass: time of the pass; None without a number of samples.
         seconds_spectra: time of the eigenvalues.
         alignment: what the alignment of the layers will take, or why there will be none.
+        signals: the same of signal propagation.
     """
 
     model: str
@@ -49,6 +51,7 @@ class MeasurePlan:
     seconds_pass: float | None
     seconds_spectra: float
     alignment: str
+    signals: str
 
     def lines(self) -> list[tuple[str, str]]:
         """Name and value, as they are printed."""
@@ -61,6 +64,7 @@ class MeasurePlan:
             ("time", "unknown" if total is None else f"about {duration(total)} ({duration(self.seconds_pass or 0.0)} "
                      f"for the pass, {duration(self.seconds_spectra)} for spectra)"),
             ("alignment", self.alignment),
+            ("signals", self.signals),
         ]  # fmt: skip
         return found + [(f"skipped: {name}", reason) for name, reason in self.skipped]
 
@@ -84,8 +88,9 @@ def plan_measure(
     """Run one batch, time it, and say what `measure` with the same arguments will take.
 
     Memory is exact (8 bytes for each entry of each second moment). Time is one batch times their number, and the
-    eigenvalues of one small matrix times the third power of the widths; that of the alignment is said beside it. The
-    Jacobian is not in it, nor the bottleneck certificate, which takes seconds.
+    eigenvalues of one small matrix times the third power of the widths. Those of the alignment and of signal
+    propagation are said beside it; a baseline takes all of it again. The Jacobian is not in it, nor the bottleneck
+    certificate, which takes seconds.
 
     Raises:
         InputError: as `measure`.
@@ -108,7 +113,9 @@ def plan_measure(
         total = ready.batches.total
         widths = [(one.site.label, one.track.width) for one in ready.plan.sites if one.track is not None]
         size = ready.first.size
-    alignment = planned_alignment(bare, data, options, alignment_samples, along=path_of(bare, None) is not None)
+    along = path_of(bare, None) is not None
+    alignment = planned_alignment(bare, data, options, alignment_samples, along=along)
+    signals = planned_signals(bare, data, options, alignment_samples, along=along)
     return MeasurePlan(
         model=type(bare).__name__,
         samples=total,
@@ -120,6 +127,7 @@ def plan_measure(
         seconds_pass=None if total is None else seconds * math.ceil(total / size),
         seconds_spectra=_spectra_seconds([track.width for track in ready.plan.tracks]),
         alignment=alignment,
+        signals=signals,
     )
 
 

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from isthmus._errors import InputError
 from isthmus._random import torch_generator
+from isthmus.probe._batches import Batch
 from isthmus.probe._one import Forward
 from isthmus.probe._options import options_of
 from isthmus.probe._progress import Progress, progress_bar
-from isthmus.probe._tangent_layers import LINEAR, WHOLE
+from isthmus.probe._propagated_prediction import Link, predict
+from isthmus.probe._tangent_layers import WHOLE, TangentLayer
 from isthmus.probe._tangent_pass import _Capture, gradients_of
-from isthmus.probe._tangent_setting import TangentSetting, agree, tangent_setting
-from isthmus.tangent import PairMean, forward_loss, in_double, mean_cosine
-from isthmus.theory import ACTIVATIONS, SignalPropagation, equilibrium_layer, propagate_signal
+from isthmus.probe._tangent_setting import TangentSetting, tangent_setting
+from isthmus.tangent import PairMean, forward_loss, in_double, jackknifed, mean_cosine
+from isthmus.theory import SignalPropagation, equilibrium_layer
 
 SIGNALS = ("forward_loss", "backward_correlation", "equilibrium_layer")
 """Metrics of signal propagation that any model can have."""
+
+UNCALLED = "it is never called in a forward pass (unused, or its parent uses its weights directly)"
 
 MOST_OUTPUTS = 64
 """Outputs that are differentiated one by one; of more, as many random mixtures are."""
@@ -55,10 +61,14 @@ class Propagation:
 
     Attributes:
         layers: in order of execution.
+        uncalled: names of those that a forward pass never calls, which have no place among the others.
         n: samples.
         outputs: outputs C.
         equilibrium: where the measured forward loss falls to the backward correlation, counted as the layers are and
-            between two by interpolation; None where it does not, or where a number is missing.
+            between two by interpolation. Layers without one of the two numbers are passed over.
+        equilibrium_stderr: its standard error, over samples as theirs (jackknife); None where without one of the
+            samples there would be no such layer.
+        why_no_equilibrium: why there is no such layer.
         predicted: the same at infinite width; None where the model is no plain chain.
         activation: name of φ that the layers were found to be joined by; empty where there is none.
         why: why there is no prediction.
@@ -66,9 +76,12 @@ class Propagation:
     """
 
     layers: tuple[LayerSignal, ...]
+    uncalled: tuple[str, ...]
     n: int
     outputs: int
     equilibrium: float | None
+    equilibrium_stderr: float | None
+    why_no_equilibrium: str
     predicted: SignalPropagation | None
     activation: str
     why: str
@@ -101,14 +114,14 @@ def propagation(
     """How alike samples are at each layer of a model, forwards and backwards, beside the prediction of infinite width.
 
     Of each layer with parameters: the forward loss `1 − c` of its input over all pairs of samples, and the backward
-    correlation `g` of the derivatives of all outputs at its output, with standard errors over samples (arXiv
-    2110.11749, docs/theory 4.3).
+    correlation `g` of the derivatives of all outputs at its output; and where the one falls to the other, the
+    equilibrium layer; with standard errors over samples (arXiv 2110.11749, docs/theory 4.3).
 
     The prediction is the recursion of `isthmus.theory.propagate_signal` from the model's own variances,
     `σ_w² = ‖W_ℓ‖²/rows` and `σ_b² = ‖b_ℓ‖²/rows`, and the data's own `c_0`. It is for weights drawn at random: measure
     at initialisation. It is made where the model is a chain of linear layers joined by one activation, which is
     verified on the samples: each layer reads φ of what the one before gives, and the last one gives the outputs. φ is
-    one of `isthmus.theory.ACTIVATIONS` or an activation module of the model.
+    the one of `isthmus.theory.ACTIVATIONS` and of the model's activation modules that comes nearest, within rounding.
 
     The model runs in evaluation mode and comes back as it was.
 
@@ -150,29 +163,56 @@ def propagation_within(
     with tangent_setting(bare, data, options) as setting:
         if setting.n < 3:
             raise InputError("data", f"{setting.n} samples", "at least 3, for means over pairs")
-        seen, outs = _forward(setting)
+        called = [layer for layer in setting.layers if layer.calls]
+        uncalled = tuple(layer.name for layer in setting.layers if not layer.calls)
+        seen, outs = _forward(setting, called, setting.batches)
         grams = _backward(setting, seen, outs, seed, lambda done, total: bar("signal propagation", done, total))
-        found = [_layer(name, one, grams.get(name)) for name, one in seen.items()]
-        try:
-            activation, predicted, why = *_predicted(setting, seen, outs), ""
-        except _NoPrediction as reason:
-            activation, predicted, why = "", None, str(reason)
+        found = [_layer(layer.name, seen[layer.name], grams.get(layer.name), setting.n) for layer in called]
+        links = [_link(layer, seen[layer.name], one) for layer, one in zip(called, found, strict=True)]
+        activation, predicted, why = predict(setting.model, links, torch.cat(outs).detach())
         notes += [note for note in setting.notes if note not in notes]
     if setting.outputs > MOST_OUTPUTS:
         notes.append(f"derivatives of {MOST_OUTPUTS} random mixtures of the {setting.outputs} outputs")
-    return Propagation(tuple(found), setting.n, setting.outputs, _crossing(found), predicted, activation, why,
-                       tuple(notes))  # fmt: skip
+    notes += [f"{name} is left out: {UNCALLED}" for name in uncalled]
+    return Propagation(tuple(found), uncalled, setting.n, setting.outputs, *_crossing(found), predicted, activation,
+                       why, tuple(notes))  # fmt: skip
 
 
-def _forward(setting: TangentSetting) -> tuple[dict[str, _Seen], list[Tensor]]:
+def plan_propagation(
+    model: nn.Module, data: Any, *, layers: str | Sequence[str] = "*", seed: int = 0, **given: Any
+) -> tuple[int, int, int, float]:
+    """What `propagation` will take: samples, backward passes, bytes at most, and seconds, from a trial on a batch.
+
+    Raises:
+        InputError: as `propagation`.
+    """
+    bare, options, _ = options_of(model, layers=layers, seed=seed, **given)
+    with tangent_setting(bare, data, options) as setting:
+        passes, first = min(setting.outputs, MOST_OUTPUTS), setting.batches[:1]
+        called = [layer for layer in setting.layers if layer.calls]
+        forwards, backwards, memory = math.inf, math.inf, 0
+        for _ in range(2):  # the first one also warms up
+            start = time.perf_counter()
+            seen, outs = _forward(setting, called, first)
+            middle = time.perf_counter()
+            _backward(setting, seen, outs, seed, lambda _done, _total: None, most=1)
+            forwards = min(forwards, middle - start)
+            backwards = min(backwards, time.perf_counter() - middle)
+            memory = _bytes_of_a_sample(seen, first[0].size) * setting.n
+        return setting.n, passes, memory, (forwards + passes * backwards) * setting.n / first[0].size
+
+
+def _forward(
+    setting: TangentSetting, layers: Sequence[TangentLayer], batches: Sequence[Batch]
+) -> tuple[dict[str, _Seen], list[Tensor]]:
     """One forward pass with the graph kept: what each layer read, and the outputs."""
-    seen = {layer.name: _Seen([], []) for layer in setting.layers}
+    seen = {layer.name: _Seen([], []) for layer in layers}
     outs = list[Tensor]()
-    near = [layer for layer in setting.layers if layer.kind != WHOLE]
-    for layer in setting.layers:
+    near = [layer for layer in layers if layer.kind != WHOLE]
+    for layer in layers:
         if layer.kind == WHOLE:
             seen[layer.name].why_forward = seen[layer.name].why_backward = layer.why
-    for number, batch in enumerate(setting.batches):
+    for number, batch in enumerate(batches):
         capture = _Capture(setting, near)
         try:
             outs.append(setting.run(batch, number))
@@ -205,9 +245,13 @@ def _keep(one: _Seen, calls: Sequence[Any], size: int) -> None:
         one.edges.append(call.edge)
 
 
-def _check_memory(setting: TangentSetting, seen: Mapping[str, _Seen], size: int) -> None:
+def _bytes_of_a_sample(seen: Mapping[str, _Seen], size: int) -> int:
     """What the graph keeps of a sample is about its inputs; one row of derivatives of each comes on top."""
-    each = 4 * sum(t.numel() * t.element_size() for one in seen.values() for t in one.inputs) // size
+    return 4 * sum(t.numel() * t.element_size() for one in seen.values() for t in one.inputs) // size
+
+
+def _check_memory(setting: TangentSetting, seen: Mapping[str, _Seen], size: int) -> None:
+    each = _bytes_of_a_sample(seen, size)
     if each * setting.n > setting.limit:
         raise InputError("max_samples", setting.n, f"at most about {max(setting.limit // max(each, 1), 1)}, which fit "
                          f"into {setting.limit / 2**20:.0f} MiB", "or give more max_memory")  # fmt: skip
@@ -215,16 +259,18 @@ def _check_memory(setting: TangentSetting, seen: Mapping[str, _Seen], size: int)
 
 def _backward(
     setting: TangentSetting, seen: Mapping[str, _Seen], outs: Sequence[Tensor], seed: int,
-    done: Callable[[int, int], None],
+    done: Callable[[int, int], None], most: int = MOST_OUTPUTS,
 ) -> dict[str, Tensor]:  # fmt: skip
     """`Σ_c ⟨∂f_c(x_i), ∂f_c(x_j)⟩` at the output of each layer: one backward pass for each output."""
-    count = min(setting.outputs, MOST_OUTPUTS)
+    count = min(setting.outputs, most)
     mixtures = torch.eye(setting.outputs, dtype=setting.dtype)
-    if setting.outputs > MOST_OUTPUTS:
+    if setting.outputs > most:
         drawn = torch.randint(2, (count, setting.outputs), generator=torch_generator(seed, "signal outputs"))
         mixtures = (2 * drawn - 1).to(setting.dtype)
     usable = {name: one.edges for name, one in seen.items() if len(one.edges) == len(outs)}
     grams: dict[str, Tensor] = {}
+    if not usable:
+        return grams
     for number, mixture in enumerate(mixtures):
         pieces: dict[str, list[Tensor]] = {name: [] for name in usable}
         for k, out in enumerate(outs):
@@ -242,7 +288,7 @@ def _backward(
     return grams
 
 
-def _layer(name: str, one: _Seen, gram: Tensor | None) -> LayerSignal:
+def _layer(name: str, one: _Seen, gram: Tensor | None, n: int) -> LayerSignal:
     loss = backward = None
     widths = {tuple(t.shape[1:]) for t in one.inputs}
     if not one.why_forward and len(widths) > 1:
@@ -251,82 +297,60 @@ def _layer(name: str, one: _Seen, gram: Tensor | None) -> LayerSignal:
         try:
             loss = forward_loss(torch.cat(one.inputs))
         except InputError as error:
-            one.why_forward = error.expected
+            one.why_forward = _no_mean(error, "what it reads is", n)
     if not one.why_backward and gram is not None:
         try:
             backward = mean_cosine(gram)
         except InputError as error:
-            one.why_backward = error.expected
+            one.why_backward = _no_mean(error, "the derivatives at what it gives are", n)
     reasons = [f"forward: {one.why_forward}"] if loss is None else []
     reasons += [f"backward: {one.why_backward}"] if backward is None else []
     return LayerSignal(name, loss, backward, "; ".join(reasons))
 
 
-def _crossing(layers: Sequence[LayerSignal]) -> float | None:
-    losses = [one.forward_loss.value for one in layers if one.forward_loss is not None]
-    backward = [one.backward_correlation.value for one in layers if one.backward_correlation is not None]
-    if not len(losses) == len(backward) == len(layers):
+def _no_mean(error: InputError, what: str, n: int) -> str:
+    """Why there is no mean over pairs, from what `mean_cosine` refuses."""
+    if error.argument != "samples":
+        return f"{what} not finite"
+    if not error.value:
+        return f"{what} zero at every sample"
+    return f"{what} zero at all but {error.value} of {n} samples, and a mean over pairs needs 3"
+
+
+def _link(layer: TangentLayer, one: _Seen, found: LayerSignal) -> Link:
+    whole = bool(one.inputs) and (found.forward_loss is not None or len({t.shape[1:] for t in one.inputs}) == 1)
+    return Link(layer, torch.cat(one.inputs) if whole else None, found.forward_loss, one.why_forward)
+
+
+def _crossing(layers: Sequence[LayerSignal]) -> tuple[float | None, float | None, str]:
+    """The equilibrium layer, its standard error, or why there is none; of the layers that have both numbers."""
+    known = [(place, one.forward_loss, one.backward_correlation) for place, one in enumerate(layers)
+             if one.forward_loss is not None and one.backward_correlation is not None]  # fmt: skip
+    if len(known) < 2:
+        return None, None, "fewer than two layers have both a forward loss and a backward correlation"
+    places = [place for place, _, _ in known]
+    losses = torch.tensor([loss.value for _, loss, _ in known], dtype=torch.float64)
+    backward = torch.tensor([mean.value for _, _, mean in known], dtype=torch.float64)
+    value = _place(losses, backward, places)
+    if value is None:
+        above = losses > backward
+        does = (
+            "stays above" if above.all() else "rises past, and does not fall to," if above.any() else "is never above"
+        )
+        return None, None, f"the forward loss {does} the backward correlation"
+    without = zip(torch.stack([loss.without.cpu() for _, loss, _ in known], 1),
+                  torch.stack([mean.without.cpu() for _, _, mean in known], 1), strict=True)  # fmt: skip
+    left_out = [place for one in without if (place := _place(*one, places)) is not None]
+    if len(left_out) < len(known[0][1].without):
+        return value, None, ""
+    return value, jackknifed(value, torch.tensor(left_out, dtype=torch.float64), correct=False).stderr, ""
+
+
+def _place(losses: Tensor, backward: Tensor, places: Sequence[int]) -> float | None:
+    """Where the forward loss falls to the backward correlation, counted as all layers are."""
+    found = equilibrium_layer(losses, backward)
+    if found is None:
         return None
-    return equilibrium_layer(torch.tensor(losses, dtype=torch.float64), torch.tensor(backward, dtype=torch.float64))
-
-
-class _NoPrediction(Exception):  # noqa: N818 - an answer, not an error
-    """Why the recursion does not apply."""
-
-
-def _predicted(
-    setting: TangentSetting, seen: Mapping[str, _Seen], outs: Sequence[Tensor]
-) -> tuple[str, SignalPropagation]:
-    """Name of the activation of a plain chain, and its recursion."""
-    chain: list[tuple[str, nn.Linear, Tensor]] = []
-    for layer in setting.layers:
-        one = seen[layer.name]
-        if layer.kind != LINEAR or one.why_forward or one.inputs[0].dim() != 2:
-            raise _NoPrediction(f"{layer.name} is no linear layer with one row for each sample")
-        chain.append((layer.name, cast("nn.Linear", layer.module), torch.cat(one.inputs)))
-    if len(chain) < 2:
-        raise _NoPrediction("there is one layer")
-    with torch.no_grad():
-        given = [nn.functional.linear(read, module.weight, module.bias) for _, module, read in chain]
-        if given[-1].shape != torch.cat(list(outs)).shape or not agree(given[-1], torch.cat(list(outs))):
-            raise _NoPrediction(f"the outputs are not what {chain[-1][0]} gives")
-        name, phi = _activation(setting.model, given[:-1], [read for _, _, read in chain[1:]])
-    if not name:
-        raise _NoPrediction("its layers are not joined by one known activation alone (skips or normalisations, say)")
-    x = in_double(chain[0][2])
-    weights, biases = zip(*(_variances(module) for _, module, _ in chain[:-1]), strict=True)
-    try:
-        return name, propagate_signal(
-            phi, depth=len(chain) - 1, weight_variance=weights, bias_variance=biases,
-            correlation=1 - forward_loss(x).value, second_moment=float(x.square().mean()),
-        )  # fmt: skip
-    except InputError as error:
-        raise _NoPrediction(f"the recursion does not apply ({error})") from None
-
-
-def _variances(layer: nn.Linear) -> tuple[float, float]:
-    """`σ_w²` and `σ_b²` of a layer: a neuron's sum of squared weights, and its squared bias, in the mean."""
-    bias = cast("Tensor | None", layer.bias)
-    weights = float(in_double(layer.weight.detach()).square().sum(1).mean())
-    return weights, 0.0 if bias is None else float(in_double(bias.detach()).square().mean())
-
-
-def _activation(
-    model: nn.Module, given: Sequence[Tensor], read: Sequence[Tensor]
-) -> tuple[str, str | Callable[[Tensor], Tensor]]:
-    """The first activation that makes what each layer reads of what the one before gives; empty where none does."""
-    modules = [m for m in model.modules() if type(m).__module__ == "torch.nn.modules.activation"]
-    candidates: list[tuple[str, Callable[[Tensor], Tensor]]] = [
-        *ACTIVATIONS.items(),
-        *{repr(m): m for m in modules if not any(True for _ in m.parameters())}.items(),
-    ]
-    pairs = list(zip(given, read, strict=True))
-    if any(z.shape != a.shape for z, a in pairs):
-        return "", ""
-    for name, phi in candidates:
-        try:
-            if all(agree(phi(z.clone()), a) for z, a in pairs):
-                return name, name if name in ACTIVATIONS else phi
-        except Exception:  # noqa: BLE001 - a module that takes more than one tensor is none of them
-            continue
-    return "", ""
+    before = math.floor(found)
+    after = min(before + 1, len(places) - 1)
+    return places[before] + (found - before) * (places[after] - places[before])

@@ -11,14 +11,15 @@ from torch import nn
 from isthmus._records import Claim, MetricTable
 from isthmus.probe._aligned import _FAILURES, Aligned, _given, _said, _why_not
 from isthmus.probe._one import MeasureOptions
-from isthmus.probe._progress import Progress
-from isthmus.probe._propagated import SIGNALS, Propagation, propagation_within
+from isthmus.probe._progress import Progress, duration
+from isthmus.probe._propagated import SIGNALS, UNCALLED, Propagation, plan_propagation, propagation_within
 from isthmus.theory import SignalPropagation
 
 INFINITE_WIDTH = "infinite width"
 """What predicted rows have in the column `baseline`."""
 
-_NO_CROSSING = "the forward loss does not fall to the backward correlation, or one of them is missing at some layer"
+_NO_ERROR = "no standard error: without one of the samples there would be no such layer"
+_NO_CROSSING = "the forward loss does not fall to the backward correlation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +34,7 @@ def measured_signals(
     model: nn.Module, data: Any, options: MeasureOptions, samples: int, bar: Progress, *, along: bool = False
 ) -> Signals:
     """Signal propagation on the samples that alignment is measured on (docs/theory 4.3), where there can be one."""
-    reason = _why_not(data, options, samples, along=along)
-    if options.metrics is not None and options.metrics.isdisjoint(SIGNALS):
-        reason = "not asked for"
+    reason = _why_no_signals(data, options, samples, along=along)
     if reason:
         return Signals(None, reason)
     try:
@@ -44,6 +43,26 @@ def measured_signals(
         )
     except _FAILURES as error:  # an extra must not cost the rest of the measurement
         return Signals(None, _said(error))
+
+
+def planned_signals(model: nn.Module, data: Any, options: MeasureOptions, samples: int, *, along: bool) -> str:
+    """What the signal propagation of a measurement will take, in words, or why there will be none."""
+    reason = _why_no_signals(data, options, samples, along=along)
+    if reason:
+        return f"none: {reason}"
+    try:
+        n, passes, memory, seconds = plan_propagation(
+            model, data, max_memory=options.max_memory, **_given(options, samples, "*")
+        )
+    except _FAILURES as error:
+        return f"none: {_said(error)}"
+    return f"{n} samples, {passes} backward passes, about {duration(seconds)}, at most {memory / 2**20:.3g} MiB"
+
+
+def _why_no_signals(data: Any, options: MeasureOptions, samples: int, *, along: bool) -> str:
+    if options.metrics is not None and options.metrics.isdisjoint(SIGNALS):
+        return "not asked for"
+    return _why_not(data, options, samples, along=along)
 
 
 def record_signals(
@@ -76,13 +95,19 @@ def record_signals(
             if predicted is not None:
                 values: Any = getattr(predicted, name)
                 table.add(name, float(values[k]), baseline=INFINITE_WIDTH, note=source, **where)
+    for layer in signals.found.uncalled:
+        for name in [name for name in names if name != "equilibrium_layer"]:
+            rows[name].append(table.skip(name, UNCALLED, layer=layer))
     name = "equilibrium_layer"
     if name in rows:
-        rows[name].append(_crossing(table, signals.found.equilibrium, "", n=signals.found.n))
+        found, error = signals.found, signals.found.equilibrium_stderr
+        note = "" if error is not None else found.why_no_equilibrium or _NO_ERROR
+        rows[name].append(_crossing(table, found.equilibrium, note, n=found.n, stderr=error))
         if predicted is None:
             rows[name].append(table.skip(name, source, layer="model", baseline=INFINITE_WIDTH))
         else:
-            rows[name].append(_crossing(table, predicted.equilibrium, source, baseline=INFINITE_WIDTH))
+            note = source if predicted.equilibrium is not None else _NO_CROSSING
+            rows[name].append(_crossing(table, predicted.equilibrium, note, baseline=INFINITE_WIDTH))
     return rows
 
 
@@ -94,10 +119,10 @@ def _prediction(found: Propagation, initial: Signals | None) -> tuple[SignalProp
     return found.predicted, found.why or f"{found.activation}, variances of the weights as they are"
 
 
-def _crossing(table: MetricTable, layer: float | None, note: str, **where: Any) -> int:
+def _crossing(table: MetricTable, layer: float | None, note: str, *, stderr: float | None = None, **where: Any) -> int:
     if layer is None:
-        return table.skip("equilibrium_layer", _NO_CROSSING, layer="model", **where)
-    return table.add("equilibrium_layer", layer, layer="model", note=note, **where)
+        return table.skip("equilibrium_layer", note, layer="model", **where)
+    return table.add("equilibrium_layer", layer, layer="model", stderr=stderr, note=note, **where)
 
 
 def signal_claims(
@@ -118,7 +143,9 @@ def signal_claims(
     if expected is not None:
         said.append(f"{_between(names, expected)} by those of infinite width ({source})")
     text = f"By the Equilibrium Hypothesis training aligns layers most {', '.join(said)}"
-    values: dict[str, float | int | str | None] = {"measured": found.equilibrium, "predicted": expected}
+    values: dict[str, float | int | str | None] = {
+        "measured": found.equilibrium, "measured_stderr": found.equilibrium_stderr, "predicted": expected,
+    }  # fmt: skip
     if aligned.found is not None:
         peak = aligned.found.peak()
         values["alignment_peak"] = peak.layer

@@ -24,6 +24,7 @@ class TangentLayer:
         order: its place among the layers, in order of execution.
         module: the module.
         parameters: by their name in it; a parameter that several modules hold is the first one's.
+        calls: how often it runs in a forward pass.
         kind: how its gradients are found: `linear`, `conv` and `embedding` as products of its input and the derivatives
             at its output; `module` by differentiating the module alone at its input; `whole` by differentiating the
             whole model, one sample at a time.
@@ -36,6 +37,7 @@ class TangentLayer:
     order: int
     module: nn.Module
     parameters: dict[str, nn.Parameter]
+    calls: int
     kind: str
     why: str = ""
     note: str = ""
@@ -120,8 +122,9 @@ def find_layers(model: nn.Module, survey: Survey) -> list[TangentLayer]:
         if not mine:
             continue
         tensors = called[name].tensors if name in called else 0
-        kind, why = _kind(set(mine), module, bool(others), len(survey.calls_of(name)), tensors)
-        found.append(TangentLayer(name, len(found), module, mine, kind, why, note))
+        calls = len(survey.calls_of(name))
+        kind, why = _kind(set(mine), module, bool(others), calls, tensors)
+        found.append(TangentLayer(name, len(found), module, mine, calls, kind, why, note))
     if not found:
         raise InputError("model", type(model).__name__, "a model with parameters")
     return found

@@ -131,11 +131,16 @@ def check_outputs(out: Tensor, size: int) -> None:
                          "a forward pass under torch.no_grad() has no tangent kernel")  # fmt: skip
 
 
+def rounding(t: Tensor) -> float:
+    """Relative size of the rounding of products of a tensor's dtype, where it is."""
+    if t.device.type != "cpu" and t.dtype == torch.float32:
+        return 2.0**-10  # multiplied as TF32, perhaps
+    return torch.finfo(t.dtype).eps
+
+
 def agree(one: Tensor, other: Tensor, scale: float | None = None) -> bool:
     """Equal up to half the digits of the dtype, relative to the larger or to `scale`."""
-    eps = torch.finfo(one.dtype).eps
-    if one.device.type != "cpu" and one.dtype == torch.float32:
-        eps = 2.0**-10  # multiplied as TF32, perhaps
+    eps = rounding(one)
     size = max(float(one.detach().abs().amax()), float(other.detach().abs().amax())) if scale is None else scale
     return float((one - other).detach().abs().amax()) <= math.sqrt(eps) * size
 

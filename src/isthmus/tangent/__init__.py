@@ -17,6 +17,7 @@ from isthmus.tangent._features import full_kernel as full_kernel
 from isthmus.tangent._features import in_double as in_double
 from isthmus.tangent._features import traced_kernel as traced_kernel
 from isthmus.tangent._jackknife import Estimate as Estimate
+from isthmus.tangent._jackknife import jackknifed as jackknifed
 from isthmus.tangent._jacobian import JacobianSpectrum as JacobianSpectrum
 from isthmus.tangent._jacobian import jacobian_spectrum as jacobian_spectrum
 from isthmus.tangent._model_jacobian import MapJacobian as MapJacobian

@@ -26,7 +26,16 @@ def pair_means(values: Float[Tensor, "m m"]) -> tuple[float, Float[Tensor, " m"]
 
 
 def jackknifed(whole: float, left_out: Float[Tensor, " m"], *, correct: bool) -> Estimate:
-    """A value with the jackknife's standard error, and where asked without its bias of first order."""
+    """A value with the jackknife's standard error, and where asked without its bias of first order.
+
+    Args:
+        whole: the value `t` of all m draws.
+        left_out: `t_i`, the same without each of them.
+        correct: whether to give `m t − (m − 1) t̄` instead of `t`.
+
+    Returns:
+        The value, and `√((m − 1)/m · Σ (t_i − t̄)²)` (Efron and Stein 1981).
+    """
     m = left_out.shape[0]
     mean = float(left_out.mean())
     stderr = math.sqrt((m - 1) / m * float((left_out - mean).square().sum()))

@@ -27,12 +27,14 @@ class PairMean:
             4.4).
         samples: how many samples the pairs are made of.
         left_out: how many more were zero and have no cosine.
+        without: the mean without each of all the samples, for the jackknife of what is made of several means.
     """
 
     value: float
     stderr: float
     samples: int
     left_out: int
+    without: Float[Tensor, " n"] = dataclasses.field(repr=False, compare=False)
 
 
 def mean_cosine(gram: Float[Tensor, "n n"]) -> PairMean:
@@ -61,8 +63,10 @@ def mean_cosine(gram: Float[Tensor, "n n"]) -> PairMean:
         raise InputError("samples", count, f"at least {FEWEST} that are not zero, for means over pairs",
                          "give more samples")  # fmt: skip
     root = power[kept].sqrt()
-    found = jackknifed(*pair_means(products[kept][:, kept] / root / root[:, None]), correct=False)
-    return PairMean(found.value, found.stderr, count, len(power) - count)
+    whole, left_out = pair_means(products[kept][:, kept] / root / root[:, None])
+    without = torch.full_like(power, whole)
+    without[kept] = left_out
+    return PairMean(whole, jackknifed(whole, left_out, correct=False).stderr, count, len(power) - count, without)
 
 
 def _gram(features: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ def forward_loss(activations: Float[Tensor, "n ..."]) -> PairMean:
         1.0
     """
     found = mean_cosine(_gram(activations))
-    return dataclasses.replace(found, value=1 - found.value)
+    return dataclasses.replace(found, value=1 - found.value, without=1 - found.without)
 
 
 def backward_correlation(derivatives: Float[Tensor, "n ..."]) -> PairMean:
