@@ -76,7 +76,7 @@ class PairNetworks:
         """Everything, as recorded in `run.json`."""
         return dataclasses.asdict(self)
 
-    @functools.cached_property
+    @property
     def name(self) -> str:
         """Name of its folder: what tells it apart for a reader, and a digest of everything."""
         first = self.members[0]
@@ -176,7 +176,7 @@ def _descent(
 ) -> Callable[[], None]:
     """What to call after the backward pass; plain SGD steps where a gradient comes up, so that none is kept."""
     if setting.optimiser == "adam":
-        optimiser = torch.optim.Adam(parameters, lr=float(rates[0]))
+        optimiser = torch.optim.Adam(parameters, lr=float(rates[0]), fused=True)
 
         def adam() -> None:
             optimiser.step()

@@ -144,8 +144,8 @@ def _narrowed(width: int) -> list[ZooSetting]:
 
 _TWO = (
     "Two points: inputs −1 and −1 + √X, targets 0.6 and 0.6 + √Y, X = 1 and Y = 0.5 unless said; loss ½ mean "
-    "‖y − y*‖²; plain full-batch SGD; Xavier-normal weights times a gain, zero biases; h, y, v taken at every step from "
-    "the forward pass that the step is taken from. Time is in steps. "
+    "‖y − y*‖²; plain full-batch SGD; Xavier-normal weights times a gain, zero biases; h, y, v taken at every step "
+    "from the forward pass that it is made from. Time is in steps. "
 )
 
 PRESETS: dict[str, EffectivePreset] = {
@@ -163,7 +163,7 @@ PRESETS: dict[str, EffectivePreset] = {
             "(the published ones: 500) and 5 seeds.", needs_file=True,
             two_points=zoo_figure(tuple(ZOO.values()), (0, 1, 2), 3000),
             grid=grid_figure(ZOO["narrow"], (0.5, 0.75, 1.0, 1.25, 1.5), (0.25, 0.5, 0.75, 1.0), (0, 1, 2, 3, 4),
-                             (GridEnd("rich", 1.05, 0.01, 12000), GridEnd("lazy", 1.6, 1e-4, 3000)), 1500)),
+                             (GridEnd("rich", 1.05, 0.02, 6000), GridEnd("lazy", 1.6, 1e-4, 3000)), 1500)),
         EffectivePreset(
             "full", "the published sizes with more seeds: days on 2 cores",
             _TWO + "Sizes and rates as published, 10 seeds.", needs_file=True,
