@@ -28,7 +28,7 @@ from isthmus.probe._plan import PassPlan, plan_pass
 from isthmus.probe._progress import Progress
 from isthmus.probe._select import BLOCKS, select_sites
 from isthmus.probe._survey import Survey, run_model, survey_model
-from isthmus.probe._tensors import mapped, tensors_in
+from isthmus.probe._tensors import concatenated, mapped, tensors_in
 from isthmus.tangent import MapJacobian, map_jacobian
 
 JACOBIAN = ("jacobian_rank", "jacobian_log_pseudodet", "jacobian_log_singular_value")
@@ -98,7 +98,7 @@ def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
             return model, notes
 
 
-def _home(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
+def home_of(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
     """Device and floating dtype of a model's weights."""
     devices = {t.device for t in (*model.parameters(), *model.buffers())}
     if any(device.type == "meta" for device in devices):
@@ -115,12 +115,12 @@ def placed_on(model: nn.Module, device: torch.device | str | None) -> nn.Module:
     if device is None:
         return model
     wanted = check_device(device)
-    return model if _home(model)[0] == wanted else copy.deepcopy(model).to(wanted)
+    return model if home_of(model)[0] == wanted else copy.deepcopy(model).to(wanted)
 
 
-def _place(model: nn.Module, notes: list[str]) -> Callable[[Tensor], Tensor]:
+def placing(model: nn.Module, notes: list[str]) -> Callable[[Tensor], Tensor]:
     """Puts a tensor on the model's device, and a floating one into its dtype, which is noted."""
-    device, dtype = _home(model)
+    device, dtype = home_of(model)
 
     def place(t: Tensor) -> Tensor:
         if t.is_inference():  # made under `torch.inference_mode`: no gradient can start at it, at a copy it can
@@ -139,7 +139,7 @@ def _opened(model: nn.Module, data: Any, options: MeasureOptions) -> Batches:
     notes: list[str] = []
     batches = Batches(
         data, model, targets=options.targets, own_forward=options.forward is not None,
-        max_samples=options.max_samples, batch_size=options.batch_size, place=_place(model, notes),
+        max_samples=options.max_samples, batch_size=options.batch_size, place=placing(model, notes),
     )  # fmt: skip
     batches.notes = notes
     return batches
@@ -167,7 +167,7 @@ class Prepared:
 @contextmanager
 def prepared(model: nn.Module, data: Any, options: MeasureOptions) -> Generator[Prepared]:
     """Inside `untouched`: the data opened, the first batch surveyed, and the pass planned."""
-    device, _ = _home(model)
+    device, _ = home_of(model)
     with untouched(model, options.seed) as handles:
         batches = _opened(model, data, options)
         rest = iter(batches)
@@ -205,19 +205,12 @@ class _Kept:
 
     def joined(self) -> Batch:
         """The samples kept as one batch; of the first batch alone where later ones have another shape."""
-        first = self.batches[0]
-        parts = [list(tensors_in((b.args, b.kwargs, b.whole, b.masks))) for b in self.batches]
-        size = sum(b.size for b in self.batches)
-        fitting = all(
-            len(p) == len(parts[0]) and all(t.dim() and t.shape[0] == b.size and t.shape[1:] == u.shape[1:]
-                                            for t, u in zip(p, parts[0], strict=True))
-            for p, b in zip(parts, self.batches, strict=True)
-        )  # fmt: skip
-        if len(self.batches) == 1 or not fitting:
+        first, size = self.batches[0], sum(b.size for b in self.batches)
+        everything = concatenated([(b.args, b.kwargs, b.whole, b.masks) for b in self.batches],
+                                  [b.size for b in self.batches])  # fmt: skip
+        if everything is None:
             return first
-        whole = iter([torch.cat(columns) for columns in zip(*parts, strict=True)])
-        everything = (first.args, first.kwargs, first.whole, first.masks)
-        args, kwargs, given, masks = mapped(everything, lambda _: next(whole))
+        args, kwargs, given, masks = everything
         return dataclasses.replace(first, args=args, kwargs=kwargs, whole=given, masks=masks, size=size)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,6 +69,27 @@ def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, list):
         return [mapped(item, change) for item in value]
     return value
+
+
+def concatenated(values: Sequence[Any], sizes: Sequence[int]) -> Any | None:
+    """The same structure with the samples of every value one after the other; None where they do not fit together.
+
+    Args:
+        values: batches of one structure, their samples in the first dimension of every tensor.
+        sizes: number of samples in each.
+    """
+    if len(values) == 1:
+        return values[0]
+    parts = [list(tensors_in(value)) for value in values]
+    first = parts[0]
+    for part, size in zip(parts, sizes, strict=True):
+        if len(part) != len(first):
+            return None
+        if not all(t.dim() and t.shape[0] == size and t.shape[1:] == u.shape[1:]
+                   for t, u in zip(part, first, strict=True)):  # fmt: skip
+            return None
+    whole = iter([torch.cat(columns) for columns in zip(*parts, strict=True)])
+    return mapped(values[0], lambda _: next(whole))
 
 
 def columns_last(tensor: Tensor, dimension: int) -> Tensor:
