@@ -87,7 +87,9 @@ def test_verdicts_of_other_networks(tmp_path: Path) -> None:
         (["--depth", "5", "--bias-variance", "nan"], "bias_variance: got nan"),
         (["--depth", "5", "--correlation", "2"], "correlation: got 2"),
         (["--depth", "5", "--slope", "0.2"], "slope: got 0.2"),
-        (["--depth", "3000", "--weight-variance", "9"], "they grow past it"),
+        (["--depth", "5", "--activation", "leaky_relu", "--slope", "nan"], "slope: got nan"),
+        (["--depth", "5", "--activation", "leaky_relu", "--slope", "inf"], "slope: got inf"),
+        (["--depth", "3000", "--weight-variance", "9"], "they grow past that"),
     ],
 )
 def test_bad_input_writes_nothing(

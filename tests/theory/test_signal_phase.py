@@ -4,6 +4,7 @@ import math
 
 import pytest
 import scipy.optimize
+import torch
 
 from isthmus import InputError
 from isthmus.theory import equilibrium_law, propagate_signal, signal_phase
@@ -29,6 +30,15 @@ def test_a_linear_network_keeps_correlations_on_its_edge_only() -> None:
     dying = signal_phase("linear", weight_variance=0.8)
     assert (dying.phase, dying.variance, dying.correlation) == ("ordered", 0, None)
     assert signal_phase("linear", weight_variance=0.8, bias_variance=0.1).correlation == 1
+
+
+def test_correlations_under_powers_of_x() -> None:
+    # x²: ρ ↦ (1 + 2ρ²)/3, to ½ with slope ⅔, whether variances die out or grow
+    for weight, variance, slope, phase in ((2.0, math.inf, math.inf, "unbounded"), (0.02, 0, 0, "ordered")):
+        found = signal_phase(torch.square, weight_variance=weight)
+        assert (found.phase, found.variance, found.slope, found.variance_depth) == (phase, variance, slope, 0)
+        assert found.correlation == pytest.approx(0.5, abs=1e-9)
+        assert found.correlation_depth == pytest.approx(1 / math.log(1.5), rel=1e-6)
 
 
 def test_fixed_points_that_are_known() -> None:
@@ -120,6 +130,8 @@ def test_exact_crossings_approach_their_law(
         ({"residual": True, "bias_variance": 0.1}, "law of a residual network"),
         ({"weight_variance": -2}, "weight_variance: got -2"),
         ({"variance": 0}, "variance: got 0"),
+        ({"variance": True}, "variance: got True"),
+        ({"bias_variance": True}, "bias_variance: got True"),
     ],
 )
 def test_no_law(change: dict[str, object], needle: str) -> None:

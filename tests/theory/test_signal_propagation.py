@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -237,8 +239,100 @@ def test_equilibrium_layer_of_curves() -> None:
     assert equilibrium_layer(torch.ones(3), torch.zeros(3)) is None
     with pytest.raises(InputError, match="as many of one"):
         equilibrium_layer(torch.ones(3), torch.ones(2))
-    with pytest.raises(InputError, match="finite"):
+    with pytest.raises(InputError, match="forward_loss: got nan, expected finite"):
         equilibrium_layer(torch.tensor([math.nan, 1.0]), torch.ones(2))
+    with pytest.raises(InputError, match=r"backward_correlation: .* at least one"):
+        equilibrium_layer(torch.ones(2), torch.ones(0))
+
+
+def test_rounding_does_not_decide_whether_curves_meet() -> None:
+    ones, rising = torch.ones(3), torch.tensor([0.2, 0.6, 1.0])
+    for noise in (-1e-15, 0.0, 1e-15):
+        assert equilibrium_layer(ones + noise, rising) == 2
+        assert equilibrium_layer(ones + noise, ones) is None
+    # what is small is compared with what is small
+    assert equilibrium_layer(torch.tensor([1.0, 1e-12]), torch.tensor([1e-15, 1e-15])) is None
+
+
+@pytest.mark.parametrize("activation", ["linear", "erf", "tanh"])
+@pytest.mark.parametrize(("weight", "depth"), [(3.0, 6), (3.0, 7), (2.0, 11)])
+def test_odd_activations_lose_nothing_of_orthogonal_inputs(activation: str, weight: float, depth: int) -> None:
+    signal = propagate_signal(activation, depth=depth, weight_variance=weight)
+    assert signal.forward_loss.tolist() == pytest.approx([1] * (depth + 1), abs=1e-12)
+    assert signal.equilibrium == (None if activation == "linear" else depth)  # linear: both are 1 from the start
+
+
+def test_opposite_inputs_stay_opposite_where_that_is_unstable() -> None:
+    for activation in ("erf", "tanh"):
+        signal = propagate_signal(activation, depth=200, weight_variance=3, correlation=-1)
+        assert signal.forward_loss.tolist() == pytest.approx([2] * 201, abs=1e-12)
+
+
+def test_even_activations_have_no_backward_correlation_at_orthogonal_inputs() -> None:
+    signal = propagate_signal(lambda x: x**2, depth=3, weight_variance=0.4)  # E φ'φ' = 4qρ, and ρ = 0
+    assert float(signal.backward_correlation[0]) == 0
+    c = [0.0]
+    for _ in range(3):
+        c.append((1 + 2 * c[-1] ** 2) / 3)
+    assert signal.correlation.tolist() == pytest.approx(c, abs=1e-12)
+    assert signal.backward_correlation.tolist() == pytest.approx([0, c[1] * c[2], c[2], 1], rel=1e-9)
+    assert signal.error < 1e-6
+
+
+def test_variances_that_grow_without_bound_are_refused_early() -> None:
+    calls: list[int] = []
+
+    def square(x: Tensor) -> Tensor:
+        calls.append(x.numel())
+        return x**2
+
+    with pytest.raises(
+        InputError, match=r"weight_variance: got 2.0, .*they grow past that at layer 5\); try a smaller"
+    ):
+        propagate_signal(square, depth=20, weight_variance=2.0)
+    assert sum(calls) < 1e7  # points at which it was evaluated; it used to be billions
+    with pytest.raises(InputError, match="at layer 1"):
+        propagate_signal("tanh", depth=2, weight_variance=2.0, second_moment=1e40)
+
+
+def test_numbers_of_other_kinds_are_taken_or_named() -> None:
+    """As a user calls it: annotations are not checked there, as they are in this process."""
+    code = """
+import numpy as np, torch
+from isthmus import InputError
+from isthmus.theory import equilibrium_law, equilibrium_layer, propagate_signal, signal_phase
+usual = {"activation": "relu", "depth": 2, "weight_variance": 2.0}
+same = propagate_signal(**usual)
+for name, taken in (
+    ("weight_variance", (torch.tensor(2.0), np.float32(2), np.int64(2), np.full(2, 2.0), torch.ones(2) * 2, (2, 2))),
+    ("depth", (np.int64(2), torch.tensor(2))),
+    ("correlation", (np.float32(0), torch.tensor(0))),
+):
+    for value in taken:
+        assert torch.equal(propagate_signal(**usual | {name: value}).forward_loss, same.forward_loss), (name, value)
+assert signal_phase("relu", weight_variance=torch.tensor(2.0), variance=np.float32(1)).phase == "critical"
+assert equilibrium_law("relu", weight_variance=np.float32(2)).exponent == 0.6
+assert equilibrium_layer([1.0, 0.5], np.array([0.0, 0.5])) == 1.0
+law = {"activation": "relu", "weight_variance": 2.0}
+curves = {"forward_loss": [1.0, 0.5], "backward_correlation": [0.0, 0.5]}
+bad = ["2", None, True, [[2.0]], torch.eye(2), 2j, np.nan]
+for function, settings, names in (
+    (propagate_signal, usual, ["depth", "weight_variance", "bias_variance", "correlation", "second_moment"]),
+    (signal_phase, law, ["weight_variance", "bias_variance", "variance"]),
+    (equilibrium_law, law, ["weight_variance", "bias_variance", "variance"]),
+    (equilibrium_layer, curves, [*curves]),
+):
+    for name in names:
+        for value in [*bad, *([2.5, -1] if name == "depth" else [10**400])]:
+            try:
+                function(**settings | {name: value})
+            except InputError as error:
+                assert str(error).startswith(name + ": "), error
+            else:
+                raise AssertionError((function, name, value))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_equal_inputs_stay_equal() -> None:
@@ -258,10 +352,13 @@ def test_equal_inputs_stay_equal() -> None:
         ({"bias_variance": [0.1, 0.1, 0.1, -0.1]}, "bias_variance: got -0.1"),
         ({"weight_variance": [2.0, 2.0]}, "weight_variance: got 2 numbers"),
         ({"correlation": 1.5}, "correlation: got 1.5"),
+        ({"depth": True}, "depth: got True"),
+        ({"correlation": True}, "correlation: got True"),
+        ({"weight_variance": [2.0, 2.0, True, 2.0]}, "weight_variance: got True"),
         ({"correlation": math.nan}, "correlation: got nan"),
         ({"second_moment": 0.0}, "second_moment: got 0"),
-        ({"weight_variance": 30.0, "depth": 2000}, "they grow past it at layer 2"),
-        ({"weight_variance": 0.01, "depth": 2000}, "they shrink past it at layer 1"),
+        ({"weight_variance": 30.0, "depth": 2000}, "they grow past that at layer 2"),
+        ({"weight_variance": 0.01, "depth": 2000}, "they shrink past that at layer 1"),
         ({"residual": True, "depth": 2000}, "divide it by the depth"),
         ({"activation": "rule"}, "did you mean 'relu'"),
         ({"activation": torch.sign}, "without jumps"),

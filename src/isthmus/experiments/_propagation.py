@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from isthmus._errors import InputError
 from isthmus._records import Claim, MetricTable, RunFolder, check_new_folder
+from isthmus.models import real_number
 from isthmus.report import write_page
 from isthmus.theory import (
     EquilibriumLaw,
@@ -25,6 +26,9 @@ from isthmus.theory import (
 
 BASELINE = "infinite width"
 _WORTH_SAYING = 1e-4
+_KEPT = 1e-9
+_SAME = 1e-6
+"""Relative differences of forward losses, and differences of correlations, that are rounding."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,31 +61,59 @@ def _number(value: float) -> str:
 
 
 def _equilibrium_claim(signal: SignalPropagation, depth: int, row: int) -> Claim:
-    layer = signal.equilibrium
+    layer, losses = signal.equilibrium, signal.forward_loss
     if layer is None:
-        above = float(signal.forward_loss[0]) > float(signal.backward_correlation[0])
+        above = float(losses[0]) > float(signal.backward_correlation[0]) * (1 + _KEPT)
         text = "The forward loss stays above the backward correlation" if above else (
-            "The forward loss is below the backward correlation from the input on"
+            "The forward loss is not above the backward correlation at the input"
         )  # fmt: skip
-        return Claim("equilibrium", f"{text}: there is no equilibrium layer.", "none", (row,))
-    text = f"Forward loss and backward correlation are equal at layer {_number(layer)} of {depth}."
+        text += ": there is no equilibrium layer."
+    else:
+        text = f"Forward loss and backward correlation are equal at layer {_number(layer)} of {depth}."
+    first, least = float(losses[0]), float(losses.min())
+    if 0 < first <= least * (1 + max(_KEPT, signal.error)):
+        text += f" Nothing is lost forwards: the forward loss is nowhere below that of the input, {_number(first)}."
+    if layer is None:
+        return Claim("equilibrium", text, "none", (row,))
     return Claim("equilibrium", text, "finding", (row,), {"equilibrium_layer": layer, "depth": depth})
 
 
-def _phase_claim(phase: SignalPhase, row: int) -> Claim:
+def _correlations(phase: SignalPhase, signal: SignalPropagation, start: float) -> str:
+    """Where correlations go in the long run, in words."""
+    losses = signal.forward_loss
+    for loss, alike in ((0.0, "equal"), (2.0, "opposite")):
+        if float(losses[0]) == loss and bool(((losses - loss).abs() <= _KEPT).all()):
+            return f"The inputs are {alike}, and stay so."
+    if phase.correlation is None:
+        if 0 < phase.variance < math.inf:
+            return "Every correlation is kept: inputs stay as alike as they are."
+        have = "died out" if phase.variance == 0 else "grown large"
+        return f"Once activations have {have}, every correlation is kept: inputs stay apart."
+    limit = _number(phase.correlation)
+    way = "more alike" if start < phase.correlation else "less alike"
+    far = "as a power of the layer"
+    if math.isfinite(phase.correlation_depth):
+        far = f"closer by a factor e in {_number(phase.correlation_depth)} layers"
+    if abs(start - phase.correlation) <= _SAME:
+        return f"Correlations of pre-activations start at c* = {limit}, where they stay."
+    return (
+        f"Inputs become {way} with depth: correlations of pre-activations go from {_number(start)} to c* = {limit} in "
+        f"the long run, {far}."
+    )
+
+
+def _phase_claim(phase: SignalPhase, signal: SignalPropagation, start: float, row: int) -> Claim:
     means = {
-        "ordered": "inputs become alike with depth, and gradients vanish",
+        "ordered": "gradients vanish",
         "critical": "gradients keep their size, and signals go deepest",
-        "chaotic": "inputs become unlike with depth, and gradients explode",
+        "chaotic": "gradients explode",
         "unbounded": "the variance of activations grows without end",
     }
-    text = f"The {phase.phase} phase (χ = {_number(phase.slope)}): {means[phase.phase]}."
-    if math.isfinite(phase.correlation_depth):
-        text += f" Correlations come closer to c* = {_number(phase.correlation or 0.0)} by a factor e in "
-        text += f"{_number(phase.correlation_depth)} layers."
+    text = f"The {phase.phase} phase (χ = {_number(phase.slope)}): {means[phase.phase]}"
+    text += ", and activations die out. " if phase.variance == 0 else ". "
     values = {"slope": phase.slope, "variance": phase.variance if math.isfinite(phase.variance) else None,
-              "correlation": phase.correlation}  # fmt: skip
-    return Claim("phase", text, "finding", (row,), values)
+              "correlation": phase.correlation, "first_correlation": start}  # fmt: skip
+    return Claim("phase", text + _correlations(phase, signal, start), "finding", (row,), values)
 
 
 def _law_claim(law: EquilibriumLaw, signal: SignalPropagation, depth: int, row: int) -> Claim:
@@ -109,7 +141,8 @@ def run_propagation(
         page: write the page, too.
 
     Raises:
-        InputError: settings that `propagate_signal` refuses, or a slope for another activation than `leaky_relu`.
+        InputError: settings that `propagate_signal` refuses, or a slope that is not finite or of another activation
+            than `leaky_relu`.
         RunFolderError: the folder exists and is not empty, or cannot be made.
     """
     check_new_folder(out)
@@ -118,17 +151,25 @@ def run_propagation(
                          "it is of leaky_relu")  # fmt: skip
     phi = config.activation
     if config.slope is not None:
-        phi = functools.partial(functional.leaky_relu, negative_slope=float(config.slope))
+        slope = real_number("slope", config.slope, "a finite number", low=-math.inf)
+        phi = functools.partial(functional.leaky_relu, negative_slope=slope)
     weight, bias, depth = config.weight_variance, config.bias_variance, config.depth
     signal = propagate_signal(
         phi, depth=depth, weight_variance=weight, bias_variance=bias, correlation=config.correlation,
         second_moment=config.second_moment, residual=config.residual,
     )  # fmt: skip
     first = weight * config.second_moment + bias  # the variance that the first layer sees
+    start = (weight * config.second_moment * config.correlation + bias) / first
     phase = None if config.residual else signal_phase(phi, weight_variance=weight, bias_variance=bias, variance=first)
     law = None
     with contextlib.suppress(InputError):  # most networks have none
-        law = equilibrium_law(phi, weight_variance=weight, bias_variance=bias, variance=first, residual=config.residual)
+        law = (
+            None
+            if config.correlation == 1
+            else equilibrium_law(
+                phi, weight_variance=weight, bias_variance=bias, variance=first, residual=config.residual
+            )
+        )
 
     table = MetricTable()
     losses, correlations = signal.forward_loss.tolist(), signal.backward_correlation.tolist()
@@ -142,7 +183,7 @@ def run_propagation(
         row = table.add("equilibrium_layer", signal.equilibrium, baseline=BASELINE)
     claims = [_equilibrium_claim(signal, depth, row)]
     if phase is not None:
-        claims.append(_phase_claim(phase, table.add("signal_slope", phase.slope, baseline=BASELINE)))
+        claims.append(_phase_claim(phase, signal, start, table.add("signal_slope", phase.slope, baseline=BASELINE)))
     if law is not None:
         claims.append(_law_claim(law, signal, depth, row))
     if signal.error > _WORTH_SAYING:

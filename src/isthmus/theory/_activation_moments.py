@@ -114,8 +114,9 @@ class ErrorFunction:
     def pair(self, q: float, loss: float, nodes: int) -> tuple[float, float]:
         """See `Moments`."""
         whole, product = 2 * q / (1 + 2 * q), 2 * q * (1 - loss) / (1 + 2 * q)
-        if product <= 0:
-            lost = math.asin(whole) - math.asin(product)
+        if product <= 0:  # the arc sines, as in `single`: opposite inputs stay exactly opposite
+            side = math.sqrt(1 + 4 * q + 4 * q * q * loss * (2 - loss))
+            lost = math.atan2(2 * q, math.sqrt(1 + 4 * q)) - math.atan2(2 * q * (1 - loss), side)
         else:  # the sine of the difference, free of cancellation
             first = math.sqrt(1 + 4 * q) / (1 + 2 * q)
             second = math.sqrt(1 + 4 * q + 4 * q * q * loss * (2 - loss)) / (1 + 2 * q)

@@ -11,7 +11,8 @@ import scipy.optimize
 
 from isthmus._errors import InputError
 from isthmus.theory._activation_moments import NODES, Activation, Moments, moments_of
-from isthmus.theory._signal_propagation import check_variances, positive
+from isthmus.theory._checks import positive
+from isthmus.theory._signal_propagation import check_variances
 
 Phase = Literal["ordered", "critical", "chaotic", "unbounded"]
 
@@ -21,22 +22,27 @@ _STEP = 1.25
 _FLOOR, _CEILING = 1e-9, 1e9
 """Variances below the first count as 0 where nothing keeps them up; above the second, as infinite."""
 
+_POWER = 0.01
+"""What `dρ_{ℓ+1}/dρ_ℓ` at 1 has to differ from 1 by where variances are lost, to tell a power of x from a line."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SignalPhase:
     """What a multilayer network of infinite width does to signals in the long run (docs/theory 4.3).
 
     Attributes:
-        phase: `ordered` (χ < 1: inputs become alike, gradients vanish), `critical` (χ = 1), `chaotic` (χ > 1: inputs
-            become unlike, gradients explode), or `unbounded` (variances grow without end).
+        phase: `ordered` (χ < 1: gradients vanish), `critical` (χ = 1), `chaotic` (χ > 1: gradients explode), or
+            `unbounded` (variances grow without end).
         variance: `q*`, the variance of pre-activations that the start leads to; 0 where they die out, infinite where
             they grow without end.
         slope: `χ = σ_w² E φ'²` at `q*`: what one layer multiplies squared gradients by.
-        correlation: `c*` of pre-activations, that inputs lead to; None where every correlation is kept.
-        correlation_depth: `ξ = −1 / log(dρ_{ℓ+1}/dρ_ℓ)` at `c*`: layers over which correlations approach it by a
+        correlation: `c*` of pre-activations, which inputs lead to (apart from equal ones and, where φ is odd and there
+            is no bias, opposite ones): 1 where they become alike, below 1 in the chaotic phase. None where every
+            correlation is kept in the end: φ is linear, or acts as if it were where variances die out or grow.
+        correlation_depth: `ξ = −1 / log|dρ_{ℓ+1}/dρ_ℓ|` at `c*`: layers over which correlations approach it by a
             factor e; infinite where they do so as a power of the layer, or not at all.
         variance_depth: the same of variances, `1 / |log(dq_{ℓ+1}/dq_ℓ)|`; of their decay or growth where q* is 0 or
-            infinite.
+            infinite; 0 where that is faster than any exponential.
     """
 
     phase: Phase
@@ -136,22 +142,28 @@ def signal_phase(
     lost = q in (0.0, math.inf)
     at = q if not lost else _FLOOR * start if q == 0 else _CEILING * max(1.0, start)
     square, steep, growth = moments.single(at, _NODES)
-    slope = weight * steep
+    whole = weight * square if lost else q
+    rate = weight * steep * (at / whole)  # of correlations at 1: the squared degree of φ where variances are lost
+    slope, variance_depth = weight * steep, _depth(weight * growth)
+    if lost and rate > 1 + _POWER:  # a power above 1
+        slope, variance_depth = q, 0.0
+    elif lost:
+        rate = 1.0
     phase: Phase = (
         "unbounded" if q == math.inf else "critical" if abs(slope - 1) <= _SAME
         else "ordered" if slope < 1 else "chaotic"
     )  # fmt: skip
-    if lost:  # φ is homogeneous there: correlations no longer depend on the variance, and 1 is approached slowly
-        halved = moments.pair(at, 0.5, _NODES)[0] / square
-        return SignalPhase(phase, q, slope, 1.0 if halved < 0.5 - _SAME else None, math.inf, _depth(weight * growth))
+
+    def kept(loss: float) -> float:
+        return weight * moments.pair(at, loss, _NODES)[0] / whole
+
     correlation: float | None = 1.0
-    rate = slope
-    if phase == "chaotic":
-        loss = _fixed_loss(lambda x: weight * moments.pair(q, x, _NODES)[0] / q)
-        correlation, rate = 1 - loss, weight * moments.pair(q, loss, _NODES)[1]
-    elif phase == "critical" and moments.pair(q, 0.5, _NODES)[0] * weight >= q * (0.5 - _SAME):
+    if rate > 1 + _SAME:
+        loss = _fixed_loss(kept)
+        correlation, rate = 1 - loss, weight * moments.pair(at, loss, _NODES)[1] * (at / whole)
+    elif rate >= 1 - _SAME and kept(0.5) >= 0.5 - _SAME:
         correlation = None
-    return SignalPhase(phase, q, slope, correlation, _depth(rate), _depth(weight * growth))
+    return SignalPhase(phase, q, slope, correlation, _depth(rate), variance_depth)
 
 
 def equilibrium_law(

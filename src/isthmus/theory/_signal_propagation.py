@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -12,17 +14,27 @@ from torch import Tensor
 
 from isthmus._errors import InputError
 from isthmus.theory._activation_moments import NODES, Activation, Moments, moments_of
+from isthmus.theory._checks import plain, positive, real, whole
 
 _AGREED = 1e-6
 _LARGEST_ERROR = 1e-2
-_RANGE = (1e-280, 1e280)
+_EQUAL = 1e-9
+"""Relative differences up to this are rounding: where odd activations keep `1 − c = 1`, it must not decide."""
+
+_UNCORRELATED = 1e-13
+"""A cosine below this is the rounding of a sum of positive and negative terms, and counts as 0."""
+
+_SMALLEST, _LARGEST, _LARGEST_INTEGRATED = 1e-280, 1e280, 1e30
+"""Variances that float64 can hold; those of integrals end earlier: no network in single precision comes so far, and
+the panels of a quadrature multiply with the logarithm of the variance."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SignalPropagation:
     """Two inputs on their way through a random network of infinite width (arXiv 2110.11749, docs/theory 4.3).
 
-    Entry `ℓ = 0` is of the input, entry L of what the output reads.
+    Entry `ℓ = 0` is of the input, entry L of what the output reads. An odd φ without bias loses nothing forwards: it
+    keeps `1 − c_ℓ = 1` from `c_0 = 0` on. The two meet there where `g_ℓ` comes to 1, at L at the latest.
 
     Attributes:
         second_moment: `E α_ℓ²`, mean square of an activation.
@@ -30,9 +42,9 @@ class SignalPropagation:
         forward_loss: `1 − c_ℓ`, without the rounding of that difference.
         backward_correlation: `g_ℓ`, cosine of the output's derivatives with respect to `α_ℓ`.
         equilibrium: `ℓ*`, the layer where `1 − c_ℓ` falls to `g_ℓ`, between two layers by interpolation; None where
-            it does not cross.
+            it does not. Relative differences up to 1e-9, or up to `error`, count as 0.
         error: 0 for closed forms; otherwise the largest relative change of a forward loss or backward correlation
-            when the nodes of the quadrature were doubled.
+            when the nodes of the quadrature were doubled. A factor of `g` below 1e-13 counts as 0.
     """
 
     second_moment: Float[Tensor, " layers"]
@@ -43,18 +55,19 @@ class SignalPropagation:
     error: float
 
 
-def positive(argument: str, value: float | int) -> float:
-    """`value` as a finite number above 0, or `InputError`."""
-    if not (math.isfinite(value) and value > 0):
-        raise InputError(argument, value, "a finite number above 0")
-    return float(value)
-
-
-def check_variances(weight_variance: float | int, bias_variance: float | int) -> tuple[float, float]:
+def check_variances(weight_variance: object, bias_variance: object) -> tuple[float, float]:
     """Both as floats: the first above 0, the second 0 or above, or `InputError`."""
-    if not (math.isfinite(bias_variance) and bias_variance >= 0):
-        raise InputError("bias_variance", bias_variance, "a finite number, 0 or above")
-    return positive("weight_variance", weight_variance), float(bias_variance)
+    weight = positive("weight_variance", weight_variance)
+    return weight, real("bias_variance", bias_variance, "a finite number, 0 or above", lambda x: x >= 0)
+
+
+def _curve(argument: str, values: object) -> list[float]:
+    found = plain(values)
+    if not isinstance(found, (list, tuple)) or not found:
+        raise InputError(argument, values, "one number for each layer, at least one")
+    return [
+        real(argument, x, "finite numbers, one for each layer", lambda _: True) for x in cast("list[object]", found)
+    ]
 
 
 def equilibrium_layer(
@@ -62,8 +75,9 @@ def equilibrium_layer(
 ) -> float | None:
     """Where the forward loss `1 − c_ℓ` first falls to the backward correlation `g_ℓ` (docs/theory 4.3).
 
-    Both are taken as straight between layers. The result counts from the first entry, which is layer 0; None where the
-    loss starts at or below the correlation, or stays above it.
+    Both are taken as straight between layers, and as equal where they differ by a relative 1e-9 at most. The result
+    counts from the first entry, which is layer 0; None where the loss starts at or below the correlation, or stays
+    above it.
 
     Args:
         forward_loss: of each layer, in order.
@@ -76,16 +90,21 @@ def equilibrium_layer(
         >>> equilibrium_layer(torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.25, 0.5, 1.0]))
         1.0
     """
-    if len(forward_loss) != len(backward_correlation) or not len(forward_loss):
-        shapes = (len(forward_loss), len(backward_correlation))
-        raise InputError("forward_loss, backward_correlation", shapes, "as many of one as of the other, at least one")
-    excess = (forward_loss.double() - backward_correlation.double()).tolist()
-    if not all(map(math.isfinite, excess)):
-        raise InputError("forward_loss, backward_correlation", excess, "finite numbers")
-    for layer in range(1, len(excess)):
-        before, after = excess[layer - 1], excess[layer]
+    return _crossing(_curve("forward_loss", forward_loss), _curve("backward_correlation", backward_correlation), _EQUAL)
+
+
+def _crossing(losses: Sequence[float], correlations: Sequence[float], tolerance: float) -> float | None:
+    """See `equilibrium_layer`; relative differences up to the tolerance count as 0."""
+    if len(losses) != len(correlations):
+        shapes = (len(losses), len(correlations))
+        raise InputError("forward_loss, backward_correlation", shapes, "as many of one as of the other")
+    excess = [
+        0.0 if abs(a - b) <= tolerance * max(abs(a), abs(b)) else a - b
+        for a, b in zip(losses, correlations, strict=True)
+    ]
+    for layer, (before, after) in enumerate(itertools.pairwise(excess)):
         if before > 0 >= after:
-            return layer - 1 + before / (before - after)
+            return layer + before / (before - after)
     return None
 
 
@@ -110,21 +129,29 @@ class _Network:
             raise InputError("activation", "φ' = 0 everywhere it is used", "a function with a slope")
         return square, gap / square if square > 0 else math.nan, slopes / steep
 
+    def _hold(self, variance: float, weight: float, layer: int) -> None:
+        """Raise `InputError` where a variance is out of the range that can be computed."""
+        largest = _LARGEST if self.moments.exact else _LARGEST_INTEGRATED
+        if _SMALLEST < variance < largest:
+            return
+        way, hint = ("grow", "try a smaller one") if variance > 1 else ("shrink", "try a larger one")
+        if way == "grow" and not self.moments.exact:
+            hint += ", or an activation that grows more slowly"
+        if way == "grow" and self.residual:
+            hint += ", or divide it by the depth"
+        expected = f"variances that stay between {_SMALLEST:g} and {largest:g} (they {way} past that at layer {layer})"
+        raise InputError("weight_variance", weight, expected, hint)
+
     def run(self, power: float, loss: float, nodes: int) -> tuple[Tensor, Tensor, Tensor]:
         """Second moments, forward losses and backward correlations."""
         powers, losses, factors = [power], [loss], list[float]()
         for layer, (weight, bias) in enumerate(self.variances, 1):
+            self._hold(power if self.residual else weight * power + bias, weight, layer)
             power, loss, factor = self._step(weight, bias, power, min(max(loss, 0.0), 2.0), nodes)
-            if not _RANGE[0] < power < _RANGE[1]:
-                way = "grow" if power > 1 else "shrink"
-                raise InputError(
-                    "weight_variance", weight, f"variances that float64 can hold (they {way} past it at layer "
-                    f"{layer})", "take a value nearer to the critical one" + (", or divide it by the depth" if
-                    self.residual else ""),
-                )  # fmt: skip
+            self._hold(power, weight, layer)
             powers.append(power)
             losses.append(loss)
-            factors.append(factor)
+            factors.append(factor if abs(factor) > _UNCORRELATED else 0.0)
         backward = [1.0]
         for factor in reversed(factors):
             backward.append(backward[-1] * factor)
@@ -133,12 +160,15 @@ class _Network:
         return first, second, third
 
 
-def _each(argument: str, value: float | int | Sequence[float | int], depth: int) -> Sequence[float | int]:
-    if isinstance(value, (float, int)):
+def _each(argument: str, value: object, depth: int) -> Sequence[object]:
+    """The value of each layer: one for all, or a list of them."""
+    found = plain(value)
+    if not isinstance(found, (list, tuple)):
         return [value] * depth
-    if len(value) != depth:
-        raise InputError(argument, f"{len(value)} numbers", f"one number, or one for each of the {depth} layers")
-    return value
+    several = cast("Sequence[object]", found)
+    if len(several) != depth:
+        raise InputError(argument, f"{len(several)} numbers", f"one number, or one for each of the {depth} layers")
+    return several
 
 
 def propagate_signal(
@@ -181,22 +211,21 @@ def propagate_signal(
         residual: the residual network.
 
     Raises:
-        InputError: depth below 1, a number out of range, an activation that cannot be used, variances that leave the
-            range of float64 on the way, or an integral whose error stays above 1%.
+        InputError: depth below 1, a number out of range, an activation that cannot be used, variances that grow or
+            shrink on the way past what can be computed (1e280 and 1e-280; where φ is integrated 1e30), or an integral
+            whose error stays above 1%.
 
     Example:
         >>> signal = propagate_signal("relu", depth=30, weight_variance=2)
         >>> round(signal.equilibrium, 2), round(float(signal.backward_correlation[1]), 4)
         (10.98, 0.0065)
     """
-    if depth < 1:
-        raise InputError("depth", depth, "a whole number of layers, at least 1")
-    if not (math.isfinite(correlation) and -1 <= correlation <= 1):
-        raise InputError("correlation", correlation, "a number in [-1, 1]")
+    depth = whole("depth", depth, "a whole number of layers, at least 1", least=1)
+    cosine = real("correlation", correlation, "a number in [-1, 1]", lambda x: -1 <= x <= 1)
     weights = _each("weight_variance", weight_variance, depth)
     biases = _each("bias_variance", bias_variance, depth)
     checked = [check_variances(weight, bias) for weight, bias in zip(weights, biases, strict=True)]
-    power, loss = positive("second_moment", second_moment), 1.0 - correlation
+    power, loss = positive("second_moment", second_moment), 1.0 - cosine
     name, moments = moments_of(activation)
     network = _Network(moments, checked, residual)
     found = network.run(power, loss, NODES[0])
@@ -212,8 +241,9 @@ def propagate_signal(
             raise InputError("activation", name, f"a function that {NODES[-1]} nodes a panel can integrate (the "
                              f"relative error is {error:.1g})", "smaller variances make it smoother")  # fmt: skip
     second, losses, backward = found
-    return SignalPropagation(second, 1 - losses, losses, backward, equilibrium_layer(losses, backward), error)
+    crossing = _crossing(losses.tolist(), backward.tolist(), max(_EQUAL, error))
+    return SignalPropagation(second, 1 - losses, losses, backward, crossing, error)
 
 
 def _change(before: Tensor, after: Tensor) -> float:
-    return float(((after - before).abs() / after.abs().clamp(min=_RANGE[0])).max())
+    return float(((after - before).abs() / after.abs().clamp(min=_SMALLEST)).max())
