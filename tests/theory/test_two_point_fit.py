@@ -10,7 +10,8 @@ from torch import Tensor
 
 from isthmus import InputError
 from isthmus.theory import compare_two_point, fit_two_point, forecast_two_point, two_point
-from isthmus.theory._two_point_fit import Start, read_curves
+from isthmus.theory._two_point_fits import _fit_rows
+from isthmus.theory._two_point_traces import Start
 
 T = torch.linspace(0, 60, 120, dtype=torch.float64)
 NOISE = (0.01, 0.02, 0.005)  # of h, y, v
@@ -187,8 +188,10 @@ def test_traces_that_cannot_be_fitted_are_named(change: dict[str, Tensor | float
 
 
 def test_traces_of_different_lengths_are_named() -> None:
-    with pytest.raises(InputError, match=r"h: .*one number for each of the 120 times"):
-        read_curves(T, T[:50], T, T)  # inside: the shapes of fit_two_point are checked before, under pytest
+    row = T[None]
+    for t, y, text in ((T[:50], row, "t: .*120 times"), (T, row[:, :50], "y: .*one number for each of")):
+        with pytest.raises(InputError, match=text):  # inside: shapes are checked before, under pytest
+            _fit_rows(t, row, y, row, 1, 1, "measured", None, None)
 
 
 def test_questions_that_a_fit_cannot_answer_are_named() -> None:

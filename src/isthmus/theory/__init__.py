@@ -23,6 +23,8 @@ from isthmus.theory._two_point_compare import Alternative as Alternative
 from isthmus.theory._two_point_compare import compare_two_point as compare_two_point
 from isthmus.theory._two_point_fit import TwoPointBand as TwoPointBand
 from isthmus.theory._two_point_fit import TwoPointFit as TwoPointFit
-from isthmus.theory._two_point_fit import TwoPointForecast as TwoPointForecast
-from isthmus.theory._two_point_fit import fit_two_point as fit_two_point
-from isthmus.theory._two_point_fit import forecast_two_point as forecast_two_point
+from isthmus.theory._two_point_fits import TwoPointFits as TwoPointFits
+from isthmus.theory._two_point_fits import fit_two_point as fit_two_point
+from isthmus.theory._two_point_fits import fit_two_points as fit_two_points
+from isthmus.theory._two_point_forecast import TwoPointForecast as TwoPointForecast
+from isthmus.theory._two_point_forecast import forecast_two_point as forecast_two_point

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from isthmus._errors import InputError
+from isthmus.theory._two_point_flow import decoder_parts, flow, halves, modes
 
 Numbers = float | int | Tensor
 
@@ -92,55 +93,6 @@ def broadcast(**values: Tensor) -> list[Tensor]:
         raise InputError(", ".join(values), shapes, "shapes that broadcast to one shape of systems") from None
 
 
-def _mean_rate(z: Tensor) -> Tensor:
-    """`(1 − e^{−z})/z` for `z ≥ 0`, which is 1 at 0."""
-    return torch.where(z > 0, -torch.expm1(-z) / torch.where(z > 0, z, 1.0), 1.0)
-
-
-def _halves(A: Tensor, q: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`m = √(A²/4 + q²)`, `√(m + A/2)` and `√(m − A/2)`, without cancellation (their product is q)."""
-    m = torch.hypot(A / 2, q)
-    large = (A.abs() / 2 + m).sqrt()
-    small = torch.where(large > 0, q / torch.where(large > 0, large, 1.0), 0.0)
-    return m, torch.where(A >= 0, large, small), torch.where(A >= 0, small, large)
-
-
-def two_point_states(
-    t: Tensor, h: Tensor, a: Tensor, b: Tensor, eta_h: Tensor, eta_y: Tensor, X: Tensor, Y: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`h, y, v` at times t from `h(0)` and `dy/√h = (a along dy*, b² across it)`; every argument broadcasts with t.
-
-    The ansatz makes the pair a linear network of one hidden neuron. With `κ = η_h X/η_y`, `τ = η_y t/2` and
-    `ζ = (√h, √κ dy/√h)`, whose `ζ_1² − ‖ζ_2‖²` is A, it follows `dζ/dτ = K ζ − ½‖ζ‖² ζ`, K symmetric and constant; so
-    `ζ(τ) = φ/ρ`, `φ = e^{Kτ} ζ(0)`, `ρ² = 1 + ∫‖φ‖²`: sums of positive terms, all scaled by `e^{−2mτ}` here.
-    """
-    ratio = eta_h * X / eta_y
-    root, size = ratio.sqrt(), Y.sqrt()
-    g, alpha, beta2 = h.sqrt(), root * a, ratio * b
-    A = h - alpha.square() - beta2
-    m, up, down = _halves(A, root * size)
-    norm = torch.where(m > 0, (2 * m).sqrt(), 1.0)
-    up, down = torch.where(m > 0, up / norm, 1.0), torch.where(m > 0, down / norm, 0.0)
-    first, second = up * g + down * alpha, down * g - up * alpha
-    tau = eta_y * t / 2
-    fall = torch.exp(-2 * m * tau)
-    spread = tau * _mean_rate(2 * m * tau)  # ∫ e^{−2mτ}
-    # What is across dy* falls as e^{−Aτ/2}; both forms are e^{−2mτ} ∫ e^{−Aτ}.
-    across = torch.exp(-2 * m * tau - (A * tau).clamp(max=0)) * tau * _mean_rate((A * tau).abs())
-    rho2 = fall + first.square() * spread + second.square() * fall * spread + beta2 * across
-    phi_g, phi_a = first * up + second * fall * down, first * down - second * fall * up
-    phi_b2 = beta2 * torch.exp(-(2 * m + A) * tau)
-    h_t = phi_g.square() / rho2
-    y_t = h_t * (phi_a.square() + phi_b2) / rho2 / ratio
-    return h_t, y_t, y_t - size * phi_g * phi_a / rho2 / root
-
-
-def decoder_parts(h: Tensor, y: Tensor, v: Tensor, Y: Tensor) -> tuple[Tensor, Tensor]:
-    """`dy/√h` along `dy*`, and the square of what is across it."""
-    a = torch.where(Y > 0, (y - v) / torch.where(Y > 0, Y * h, 1.0).sqrt(), 0.0)
-    return a, (y / h - a.square()).clamp(min=0)
-
-
 def two_point(
     times: Float[Tensor, " times"],
     h0: Numbers,
@@ -195,9 +147,10 @@ def two_point(
     check_state(h, y, v, Y)
     a, b = decoder_parts(h, y, v, Y)
     column = [x[..., None] for x in (h, a, b, rate_h, rate_y, X, Y)]
-    h_t, y_t, v_t = two_point_states(t, *column)
+    found = flow(t, modes(*column))
     mean = 2 * torch.exp(-2 * rate_mean[..., None] * t) * gap[..., None]
-    return TwoPointPath(times=t, h=h_t, y=y_t, v=v_t, loss=(mean + v_t + (column[-1] - y_t) / 2) / 4)
+    loss = (mean + found.v + (column[-1] - found.y) / 2) / 4
+    return TwoPointPath(times=t, h=found.h, y=found.y, v=found.v, loss=loss)
 
 
 def two_point_limit(
@@ -232,7 +185,7 @@ def two_point_limit(
     )  # fmt: skip
     ratio = rate_h * X / rate_y
     A = h - ratio * y / h
-    m, up, _ = _halves(A, (ratio * Y).sqrt())
+    m, up, _ = halves(A, (ratio * Y).sqrt())
     growth = rate_y * m
     return TwoPointLimit(
         invariant=A,
@@ -285,5 +238,5 @@ def final_distances(
     if h0 is not None and bool((h[apart] == 0).any()):
         raise InputError("h0", h0, "squared distances > 0 where the inputs differ")
     A = h - scale * X * y / torch.where(h > 0, h, 1.0)
-    _, up, _ = _halves(A, (scale * X * Y).sqrt())
+    _, up, _ = halves(A, (scale * X * Y).sqrt())
     return torch.where(apart, up.square(), 0.0)

@@ -38,7 +38,7 @@ class Alternative:
     ratio: float
 
 
-def _altered(t: Tensor, start: Tensor, X: float, Y: float, factors: Tensor) -> Model:
+def _altered(t: Tensor, measured: Tensor, start: Tensor, X: float, Y: float, factors: Tensor) -> Model:
     """The equations with their five terms multiplied by factors: Runge and Kutta's fourth order, in log h."""
     grid = t.numpy()
 
@@ -51,8 +51,8 @@ def _altered(t: Tensor, start: Tensor, X: float, Y: float, factors: Tensor) -> M
             -0.5 * c[3] * out * (3 * v - y + Y) - 0.5 * c[4] * back * (y + v) * v,
         ])  # fmt: skip
 
-    def curves(p: np.ndarray) -> np.ndarray:
-        rates, c = np.exp(p.T), np.tile(factors.numpy().T, len(p) // len(factors))
+    def curves(p: np.ndarray, of: np.ndarray) -> np.ndarray:
+        rates, c = np.exp(p.T), np.tile(factors.numpy()[of].T, len(p) // len(of))
         z = np.tile(start.numpy()[:, None], len(p))
         path = [z]
         with np.errstate(all="ignore"):  # a start that runs away is left out by its misfit
@@ -68,14 +68,15 @@ def _altered(t: Tensor, start: Tensor, X: float, Y: float, factors: Tensor) -> M
             found[0] = np.exp(found[0])
         return found.transpose(1, 0, 2).reshape(len(p), -1)
 
-    def model(p: Tensor) -> tuple[Tensor, Tensor]:
+    def model(p: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         step, base = 1e-5, p.numpy()
         across, along = np.array([step, 0.0]), np.array([0.0, step])
         moved = np.concatenate([base, base + across, base + along, base - across, base - along])
-        value, h_up, y_up, h_down, y_down = np.split(curves(moved), 5)
+        value, h_up, y_up, h_down, y_down = np.split(curves(moved, rows.numpy()), 5)
         with np.errstate(all="ignore"):
-            slope = np.stack([h_up - h_down, y_up - y_down], -1) / (2 * step)
-        return torch.from_numpy(value), torch.from_numpy(slope)
+            slope = np.stack([h_up - h_down, y_up - y_down], 1) / (2 * step)
+            residual = measured.numpy() - value
+        return torch.from_numpy(residual), torch.from_numpy(slope)
 
     return model
 
@@ -90,7 +91,7 @@ def _logistic(t: Tensor, curves: Tensor) -> tuple[Model, Tensor]:
         return torch.cat([c[0] + (c[-1] - c[0]) * share for c in curves[:2]], 1)
 
     starts = [[math.log(k), m] for k in (3, 10, 30, 100) for m in (0.05, 0.2, 0.4, 0.6, 0.8)]
-    return differentiated(shape), torch.tensor(starts, dtype=torch.float64)
+    return differentiated(shape, curves[:2].flatten()), torch.tensor(starts, dtype=torch.float64)
 
 
 def compare_two_point(fit: TwoPointFit) -> tuple[Alternative, ...]:
@@ -108,11 +109,11 @@ def compare_two_point(fit: TwoPointFit) -> tuple[Alternative, ...]:
     rates = torch.tensor([math.log(fit.eta_h), math.log(fit.eta_y)], dtype=torch.float64)
     near = torch.tensor([(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)], dtype=torch.float64)
     factors = torch.tensor([*_ALTERED.values()], dtype=torch.float64).repeat_interleave(len(near), 0)
-    model = _altered(t, start, fit.dx2, fit.dy2, factors)
-    _, misfits = descend(model, (rates + near).repeat(len(_ALTERED), 1), curves.flatten(), 25)
+    model = _altered(t, curves.flatten(), start, fit.dx2, fit.dy2, factors)
+    _, misfits = descend(model, (rates + near).repeat(len(_ALTERED), 1), steps=25)
     best = misfits.view(len(_ALTERED), -1).amin(1).tolist()
     whole = max(float(own.sum()), 1e-300)
     found = [Alternative(name, misfit, misfit / whole) for name, misfit in zip(_ALTERED, best, strict=True)]
     model, starts = _logistic(t, curves)
-    misfit = float(descend(model, starts, curves[:2].flatten())[1].min())
+    misfit = float(descend(model, starts)[1].min())
     return (*found, Alternative("logistic h and y", misfit, misfit / max(float(own[:2].sum()), 1e-300)))
