@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from isthmus.experiments._images import ImageFile
 
@@ -35,6 +35,6 @@ class FigureSettings(Protocol):
         """Whether its networks are trained on the user's images."""
         ...
 
-    def networks(self, file: ImageFile, device: str) -> Sequence[EffectiveNetwork]:
-        """The networks it needs; another figure may name the same ones."""
+    def networks(self, file: ImageFile, device: str) -> Sequence[Any]:
+        """The networks it needs, each an `EffectiveNetwork`; another figure may name the same ones."""
         ...
