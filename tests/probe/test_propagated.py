@@ -122,6 +122,19 @@ def test_of_activations_within_rounding_the_nearest_is_taken(
     assert found.activation == name
 
 
+@pytest.mark.parametrize(("activation", "name"), [(nn.ReLU, "relu"), (nn.LeakyReLU, "leaky_relu"), (nn.GELU, "gelu")])
+def test_activations_are_told_apart_where_products_are_rounded_as_on_a_gpu(
+    activation: Callable[[], nn.Module], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("isthmus.probe._propagated_prediction.rounding", lambda _: 2.0**-10)
+    net = chain([30, 64, 64, 3], activation).float()
+    for layer in net.children():
+        if isinstance(layer, nn.Linear):
+            noise = 2.0**-11 * torch.randn(layer.out_features, dtype=torch.float32)
+            layer.register_forward_hook(lambda _m, _a, out, noise=noise: out * (1 + noise))  # pyright: ignore
+    assert measured(net, torch.randn(40, 30).float()).activation == name
+
+
 def test_the_relu_is_taken_where_several_activations_do_the_same() -> None:
     net, x = chain([6, 8, 2], nn.ReLU), torch.rand(12, 6)
     with torch.no_grad():

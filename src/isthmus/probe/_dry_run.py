@@ -89,8 +89,8 @@ def plan_measure(
 
     Memory is exact (8 bytes for each entry of each second moment). Time is one batch times their number, and the
     eigenvalues of one small matrix times the third power of the widths. Those of the alignment and of signal
-    propagation are said beside it; a baseline takes all of it again. The Jacobian is not in it, nor the bottleneck
-    certificate, which takes seconds.
+    propagation are said beside it. Not in it are the Jacobian, the bottleneck certificate, which takes seconds, the
+    largest eigenvalue of the tangent kernel, and a baseline, which takes nearly all of it again.
 
     Raises:
         InputError: as `measure`.
