@@ -48,6 +48,13 @@ def test_points_with_equal_targets_have_rates_too() -> None:
     assert (fit.eta_h, fit.eta_y) == pytest.approx((0.2, 0.5), rel=1e-6)
 
 
+def test_fits_do_not_depend_on_the_default_precision() -> None:
+    t, (h, y, v) = T, curves()
+    expected = fit_two_point(t, h, y, v, dx2=1, dy2=0.5).eta_h
+    torch.set_default_dtype(torch.float32)  # as a user's process starts
+    assert fit_two_point(t, h, y, v, dx2=1, dy2=0.5).eta_h == expected
+
+
 def test_slower_time_is_smaller_rates() -> None:
     trace = noisy(0)
     fast, slow = (fit_two_point(k * T + shift, *trace, **PAIR) for k, shift in ((1, 0), (50, 7)))

@@ -101,7 +101,7 @@ def fit_curves(curves: Curves, t: Tensor, measured: Tensor, used: Tensor, guesse
     reached = torch.where(torch.isnan(guesses).any(2), torch.nan, reached.view(fits, starts))
     best, first = reached.nan_to_num(torch.inf, posinf=torch.inf).min(1)
     near = reached <= best[:, None] * 1.001 + 1e-18 * power[:, None]
-    agreeing = near.sum(1) / (~torch.isnan(reached)).sum(1)
+    agreeing = near.sum(1).double() / (~torch.isnan(reached)).sum(1)
 
     def whole(p: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = curves(t[rows], p, rows)
