@@ -8,7 +8,10 @@ from isthmus.models._checks import whole_number as whole_number
 from isthmus.models._ensemble import LeakyEnsemble as LeakyEnsemble
 from isthmus.models._fully_connected import FullyConnected as FullyConnected
 from isthmus.models._fully_connected import deepen as deepen
+from isthmus.models._leaky_convert import convert as convert
 from isthmus.models._leaky_resnet import LeakyResNet as LeakyResNet
+from isthmus.models._leaky_stack import LeakyBlock as LeakyBlock
+from isthmus.models._leaky_stack import LeakyStack as LeakyStack
 from isthmus.models._path_function import leaky_path as leaky_path
 from isthmus.models._path_function import path_gradients as path_gradients
 from isthmus.models._steps import Adaptive as Adaptive

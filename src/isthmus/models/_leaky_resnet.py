@@ -15,7 +15,7 @@ from isthmus._random import check_seed, torch_generator
 from isthmus.models._activations import Activation, as_activation
 from isthmus.models._checks import whole_number
 from isthmus.models._path_function import leaky_path
-from isthmus.models._steps import LayerSteps, as_steps
+from isthmus.models._steps import LayerSteps, as_steps, checked_steps
 
 _MAP_KINDS = ("auto", "fixed", "learned")
 _INITIAL_NOISE = 0.1
@@ -178,12 +178,7 @@ class LeakyResNet(nn.Module):
         Raises:
             InputError: anything else.
         """
-        values = rho.detach().to("cpu", torch.float64)
-        rounding = 4 * max(torch.finfo(rho.dtype).eps, torch.finfo(self.layer_steps.dtype).eps)
-        good = values.shape == (self.depth,) and bool((torch.isfinite(values) & (values > 0)).all())
-        if not good or abs(float(values.sum()) - 1) > rounding:
-            raise InputError("rho", values.tolist(), f"{self.depth} positive numbers of sum 1")
-        self.layer_steps.copy_(values / values.sum())
+        self.layer_steps.copy_(checked_steps(rho, self.depth, self.layer_steps.dtype))
 
     def positions(self) -> Float[Tensor, " nodes"]:
         """`p_0 = 0, p_ℓ = ρ_1 + … + ρ_ℓ`, in float64."""

@@ -235,6 +235,19 @@ def _fill(weight: Float[Tensor, " depth"], low: float, high: float) -> Float[Ten
     return filled.clamp(low, high)
 
 
+def checked_steps(rho: Float[Tensor, ...], depth: int, dtype: torch.dtype) -> Float[Tensor, " depth"]:
+    """`rho`, `depth` positive numbers of sum 1 (else `InputError`), in float64 on the CPU and scaled to sum to 1.
+
+    The sum may be off by the rounding of `rho`, or of the `dtype` that the steps are kept in.
+    """
+    values = rho.detach().to("cpu", torch.float64)
+    rounding = 4 * max(torch.finfo(rho.dtype).eps, torch.finfo(dtype).eps)
+    good = values.shape == (depth,) and bool((torch.isfinite(values) & (values > 0)).all())
+    if not good or abs(float(values.sum()) - 1) > rounding:
+        raise InputError("rho", values.tolist(), f"{depth} positive numbers of sum 1")
+    return values / values.sum()
+
+
 _BY_NAME: dict[str, type[LayerSteps]] = {s.name: s for s in (Equidistant, Irregular, Adaptive)}
 
 
