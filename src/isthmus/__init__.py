@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from isthmus.models import LeakyResNet as LeakyResNet
     from isthmus.probe import Measurement as Measurement
     from isthmus.probe import Monitor as Monitor
+    from isthmus.probe import PairTracker as PairTracker
     from isthmus.probe import lightning_callback as lightning_callback
     from isthmus.probe import measure as measure
+    from isthmus.probe import track_pairs as track_pairs
     from isthmus.probe import trainer_callback as trainer_callback
 
 _PUBLIC = {
@@ -32,8 +34,10 @@ _PUBLIC = {
     "load": "isthmus.experiments",
     "Measurement": "isthmus.probe",
     "Monitor": "isthmus.probe",
+    "PairTracker": "isthmus.probe",
     "lightning_callback": "isthmus.probe",
     "measure": "isthmus.probe",
+    "track_pairs": "isthmus.probe",
     "trainer_callback": "isthmus.probe",
 }
 
@@ -45,10 +49,12 @@ __all__ = [
     "LeakyResNetRegressor",
     "Measurement",
     "Monitor",
+    "PairTracker",
     "SavedModel",
     "lightning_callback",
     "load",
     "measure",
+    "track_pairs",
     "trainer_callback",
 ]
 __version__ = "0.1.0"

@@ -27,6 +27,10 @@ from isthmus.probe._model import measure as measure
 from isthmus.probe._monitor import Monitor as Monitor
 from isthmus.probe._monitor import MonitorWarning as MonitorWarning
 from isthmus.probe._monitor_scalars import require_tensorboard as require_tensorboard
+from isthmus.probe._pairs import track_pairs as track_pairs
+from isthmus.probe._pairs_tracker import PairTraces as PairTraces
+from isthmus.probe._pairs_tracker import PairTracker as PairTracker
+from isthmus.probe._pairs_tracker import PairWarning as PairWarning
 from isthmus.probe._pretrained import Pretrained as Pretrained
 from isthmus.probe._pretrained import load_pretrained as load_pretrained
 from isthmus.probe._pretrained_samples import PretrainedSamples as PretrainedSamples
