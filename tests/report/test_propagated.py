@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,33 @@ def test_predictions_stand_beside_each_other_only(relu: RunFolder, deep: RunFold
     assert len(page.specs[1]["datasets"]["rows"]) < 900
     with pytest.raises(InputError, match="beside each other only"):
         build_page([relu, normal_run])
+
+
+def upright_text(run: RunFolder) -> dict[str, Any]:
+    """What marks the text beside the upright line."""
+    (spec,) = Page((run.path / "report.html").read_text(encoding="utf-8")).specs
+    (layer,) = [
+        part for part in spec["layer"] if part["data"]["name"] == "upright-0" and part["mark"]["type"] == "text"
+    ]
+    return layer["encoding"]["y"] | {"baseline": layer["mark"]["baseline"], "align": layer["mark"]["align"]}
+
+
+def test_the_text_of_the_mark_stands_where_no_curve_runs(relu: RunFolder, tmp_path: Path) -> None:
+    assert upright_text(relu) == {"value": 0, "baseline": "top", "align": "left"}
+    ordered = run_propagation(PropagationConfig(30, "tanh", weight_variance=1.2, bias_variance=0.1), tmp_path / "a")
+    assert upright_text(ordered) == {"value": "height", "baseline": "bottom", "align": "left"}
+    meeting_at_the_end = run_propagation(PropagationConfig(12, "erf", weight_variance=3), tmp_path / "b")
+    assert upright_text(meeting_at_the_end) == {"value": "height", "baseline": "bottom", "align": "right"}
+
+
+def test_the_page_names_the_settings(tmp_path: Path) -> None:
+    config = PropagationConfig(4, "leaky_relu", slope=0.2, weight_variance=0.5, correlation=0.4, second_moment=3.0,
+                               residual=True)  # fmt: skip
+    run = run_propagation(config, tmp_path / "run")
+    text = Page((run.path / "report.html").read_text(encoding="utf-8")).text
+    assert "Signal propagation: leaky_relu, residual, 4 layers, σ_w² = 0.5, c_0 = 0.4" in text
+    assert re.search(r"slope below 0\s*0\.2", text)
+    assert re.search(r"mean square of the inputs\s*3", text)
 
 
 def test_no_crossing_no_mark(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class PropagationConfig:
     residual: bool = False
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     return f"{value:.4g}"
 
 
@@ -127,6 +127,14 @@ def _law_claim(law: EquilibriumLaw, signal: SignalPropagation, depth: int, row: 
     return Claim("law", text + ".", "finding", (row,), {"coefficient": law.coefficient, "exponent": law.exponent})
 
 
+def _title(config: PropagationConfig) -> str:
+    """What tells this run from others that stand beside it."""
+    said = [config.activation, "residual"] if config.residual else [config.activation]
+    said += [f"{config.depth} layers", f"σ_w² = {_number(config.weight_variance)}"]
+    further = (("σ_b²", config.bias_variance), ("c_0", config.correlation))
+    return "Signal propagation: " + ", ".join(said + [f"{name} = {_number(x)}" for name, x in further if x != 0])
+
+
 def run_propagation(
     config: PropagationConfig, out: str | Path, *, command: str = "propagate", page: bool = True
 ) -> RunFolder:
@@ -190,11 +198,10 @@ def run_propagation(
         text = f"The integrals are good to a relative error of about {signal.error:.1g} only."
         claims.append(Claim("quadrature", text, "caution", values={"error": signal.error}))
 
-    kind = "residual" if config.residual else "multilayer"
     settings = dataclasses.asdict(config)
     run = RunFolder.create(
         out, command=command, configuration=settings, seed=0, device="cpu", dtype="float64",
-        extra={"title": f"Signal propagation: {config.activation}, {depth} layers, {kind}",
+        extra={"title": _title(config),
                "propagation": settings | {"error": signal.error}},
     )  # fmt: skip
     run.write_metrics(table)

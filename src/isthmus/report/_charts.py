@@ -19,6 +19,9 @@ FILE_WIDTH = 620
 """Width of a chart in a file; the page sets `width` and the parameter `room`, by which legends wrap, to its own."""
 
 _HEIGHT = 270
+_TEXT_WIDTH, _TEXT_HEIGHT = 0.15, 0.12
+"""Shares of a chart that the text of an upright line takes, about."""
+
 _POINTS_UP_TO = 80
 _TICKS_UP_TO = 120
 Along = Literal["depth", "position", "layer", "epoch", "number"]
@@ -35,6 +38,9 @@ _X_TITLES: dict[Along, str] = {
     "number": "singular value no.",
 }
 Rows = list[dict[str, Any]]
+Upright = tuple[float, str, bool, bool]
+"""A vertical line with its text: x, the text, whether it stands on the left of the line, and at its lower end."""
+
 ScaleKind = Literal["linear", "log", "symlog"]
 """Scale of the y axis; `symlog` is logarithmic in both directions and linear around 0."""
 
@@ -159,9 +165,22 @@ def lines(
         marks.append(error_bars(base))
     if max(len(c) for c in curves) <= _POINTS_UP_TO:
         marks.append(base.mark_point(filled=True, size=26, opacity=1))
-    middle_x = (min(float(c.x.min()) for c in curves) + max(float(c.x.max()) for c in curves)) / 2
-    beside = [(x, text, x > middle_x) for x, text in uprights]
+    ends = min(float(c.x.min()) for c in curves), max(float(c.x.max()) for c in curves)
+    beside: list[Upright] = []
+    for x, text in uprights:
+        turned = x > sum(ends) / 2
+        covered = x + (_TEXT_WIDTH * (ends[1] - ends[0]) * np.linspace(-1 if turned else 0, 0 if turned else 1, 9))
+        heights = np.concatenate([np.interp(covered, c.x, c.y) for c in curves])
+        beside.append((x, text, turned, _crowded_above(heights, span, scale)))
     return with_guides(marks, {"rows": rows}, layers, rules, description, beside)
+
+
+def _crowded_above(heights: np.ndarray, span: tuple[float, float], scale: ScaleKind) -> bool:
+    """Whether a line of text has no room above curves of these heights, and more below them."""
+    low, high = span if scale == "log" else (min(span[0], 0.0), span[1])
+    edges = np.array([low, heights.min(), heights.max(), high])
+    bottom, least, most, top = np.log(edges) if scale == "log" else edges
+    return bool(top - most < min(_TEXT_HEIGHT * (top - bottom), least - bottom))
 
 
 def error_bars(base: alt.Chart) -> alt.Chart:
@@ -180,12 +199,9 @@ def with_guides(
     layers: np.ndarray | None,
     rules: Sequence[tuple[float, str]],
     description: str,
-    uprights: Sequence[tuple[float, str, bool]] = (),
+    uprights: Sequence[Upright] = (),
 ) -> dict[str, Any]:
-    """The specification of a chart: hairlines of layers and reference lines behind its marks.
-
-    `uprights` are vertical lines with their text, on the left of the line where the last entry says so.
-    """
+    """The specification of a chart: hairlines of layers and reference lines behind its marks."""
     behind: list[alt.Chart] = []
     ticks = _layer_marks(layers) if layers is not None else None
     if ticks is not None:
@@ -199,14 +215,15 @@ def with_guides(
             rule.mark_text(style="reference-label", align="left", baseline="middle", dx=6, tooltip=None)
             .encode(x=alt.value("width"), text="t:N")
         )  # fmt: skip
-    for number, (x, text, turned) in enumerate(uprights):
+    for number, (x, text, turned, below) in enumerate(uprights):
         name = f"upright-{number}"
         data[name] = [{"x": short(x), "t": text}]
         upright = alt.Chart(alt.NamedData(name=name)).encode(x="x:Q")
         behind.append(upright.mark_rule(style="reference", tooltip=None))
         place: dict[str, Any] = {"align": "right", "dx": -6} if turned else {"align": "left", "dx": 6}
-        label = upright.mark_text(style="reference-label", baseline="top", dy=2, tooltip=None, **place)
-        marks.append(label.encode(y=alt.value(0), text="t:N"))
+        place |= {"baseline": "bottom", "dy": -2} if below else {"baseline": "top", "dy": 2}
+        label = upright.mark_text(style="reference-label", tooltip=None, **place)
+        marks.append(label.encode(y=alt.value("height" if below else 0), text="t:N"))
     return finish([*behind, *marks], data, description)
 
 

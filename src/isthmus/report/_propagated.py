@@ -14,8 +14,9 @@ INFINITE_WIDTH = "infinite width"
 """What the rows of such a run have in the column `baseline`."""
 
 _LOSS, _BACKWARD = "forward loss 1 − c", "backward correlation g"
-_FACTS = (("activation φ", "activation"), ("layers L", "depth"), ("weight variance σ_w²", "weight_variance"),
-          ("bias variance σ_b²", "bias_variance"), ("correlation of the inputs c_0", "correlation"))  # fmt: skip
+_FACTS = (("activation φ", "activation"), ("slope below 0", "slope"), ("layers L", "depth"),
+          ("weight variance σ_w²", "weight_variance"), ("bias variance σ_b²", "bias_variance"),
+          ("correlation of the inputs c_0", "correlation"), ("mean square of the inputs", "second_moment"))  # fmt: skip
 
 
 def predicted(run: RunView) -> bool:
