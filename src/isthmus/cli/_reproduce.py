@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from isthmus._errors import InputError, near_name_hint
 
-PAPERS = ("leaky-resnets", "bottleneck", "equilibrium")
+PAPERS = ("leaky-resnets", "bottleneck", "equilibrium", "effective-theory")
 _MARKS = {"held": "[green]held[/green]", "partly": "[yellow]partly[/yellow]", "not": "[red]not held[/red]"}
 
 
@@ -45,7 +45,8 @@ def reproduce(
     out: Annotated[Path | None, Parameter(help="Folder; runs/reproduce-PAPER-PRESET unless given.")] = None,
     jobs: Annotated[int | None, Parameter(help="Networks to train at once; the number of cores unless given.")] = None,
     data: Annotated[
-        Path | None, Parameter(help="Images for equilibrium: FILE.npz with images and labels (quick: digits).")
+        Path | None,
+        Parameter(help="Images for equilibrium and effective-theory: FILE.npz with images and labels (quick: digits)."),
     ] = None,
     device: Annotated[str, Parameter(help="cpu, cuda, cuda:1, …")] = "cpu",
     quiet: Annotated[bool, Parameter(help="No progress bar.", negative="")] = False,

@@ -9,6 +9,8 @@ from isthmus.experiments._cost_networks import CostConfig as CostConfig
 from isthmus.experiments._cost_networks import check_cost as check_cost
 from isthmus.experiments._cost_plan import CostPlan as CostPlan
 from isthmus.experiments._cost_plan import plan_cost as plan_cost
+from isthmus.experiments._effective_paper import plan_effective as plan_effective
+from isthmus.experiments._effective_paper import reproduce_effective as reproduce_effective
 from isthmus.experiments._equilibrium_paper import plan_equilibrium as plan_equilibrium
 from isthmus.experiments._equilibrium_paper import reproduce_equilibrium as reproduce_equilibrium
 from isthmus.experiments._leaky_paper import FIGURES as FIGURES

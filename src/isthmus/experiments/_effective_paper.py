@@ -9,14 +9,32 @@ from typing import Any
 from isthmus._errors import InputError
 from isthmus._records import MetricTable, RunFolder
 from isthmus.experiments._effective_frame import EffectiveNetwork, FigureSettings
+from isthmus.experiments._effective_layers import figure_alternatives, figure_depth_profile
 from isthmus.experiments._effective_presets import PRESETS
+from isthmus.experiments._effective_scale import figure_grid, figure_initial_scale
+from isthmus.experiments._effective_structure import (
+    orthogonal_figure,
+    structure_figure,
+    trajectories_figure,
+    xor_figure,
+)
+from isthmus.experiments._effective_two_points import figure_two_points
 from isthmus.experiments._images import ImageFile, image_file
 from isthmus.experiments._paper import Paper
 from isthmus.experiments._reproduction import PaperFigure
 from isthmus.experiments._workers import Progress, train_missing
 
 _MAKE: dict[str, Callable[[Any, Sequence[Any], Path, MetricTable], PaperFigure]] = {
-}  # fmt: skip
+    "two-points": figure_two_points,
+    "depth-profile": figure_depth_profile,
+    "alternatives": figure_alternatives,
+    "grid": figure_grid,
+    "initial-scale": figure_initial_scale,
+    "xor": xor_figure,
+    "structure": structure_figure,
+    "trajectories": trajectories_figure,
+    "orthogonal": orthogonal_figure,
+}
 
 EFFECTIVE = Paper(
     "effective-theory",

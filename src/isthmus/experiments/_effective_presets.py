@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from isthmus.experiments._effective_frame import FigureSettings
 from isthmus.experiments._effective_networks import NARROW, Member, PairNetworks
+from isthmus.experiments._effective_structure import STRUCTURE, StructurePreset
 from isthmus.experiments._images import ImageFile
 from isthmus.models import ZOO, ZooSetting
 
@@ -99,10 +100,8 @@ class EffectivePreset:
         setting: what holds for all figures, in words.
         needs_file: whether images must be given for the figures that read them; the digits otherwise.
         two_points: settings of that figure, and so on.
-        depth_profile: those of its networks whose layers are all looked at.
-        alternatives: those of its networks that are compared.
-        grid: other distances.
-        initial_scale: gains from rich to lazy.
+        grid: of that figure.
+        structure: of the figures on more samples.
     """
 
     name: str
@@ -111,6 +110,7 @@ class EffectivePreset:
     needs_file: bool
     two_points: PairFigure
     grid: PairFigure
+    structure: StructurePreset
 
     @property
     def depth_profile(self) -> PairFigure:
@@ -131,6 +131,10 @@ class EffectivePreset:
             "alternatives": self.two_points,
             "grid": self.grid,
             "initial-scale": self.initial_scale,
+            "xor": self.structure.xor,
+            "structure": self.structure.structure,
+            "trajectories": self.structure.trajectories,
+            "orthogonal": self.structure.orthogonal,
         }
 
 
@@ -156,20 +160,23 @@ PRESETS: dict[str, EffectivePreset] = {
             _TWO + "Networks are narrow (32) and trained for 800 steps.", needs_file=False,
             two_points=zoo_figure(_narrowed(32), (0, 1), 800),
             grid=grid_figure(ZOO["narrow"], (0.5, 1.0, 1.5), (0.5, 1.0), (0, 1),
-                             (GridEnd("rich", 1.05, 0.02, 2000), GridEnd("lazy", 1.6, 1e-4, 1000)), 500)),
+                             (GridEnd("rich", 1.05, 0.02, 2000), GridEnd("lazy", 1.6, 1e-4, 1000)), 500),
+            structure=STRUCTURE["quick"]),
         EffectivePreset(
             "paper", "about 40 minutes for all figures together on 2 cores",
             _TWO + "Sizes, rates and 3000 steps as published, 3 seeds; figure grid with networks of width 50 "
             "(the published ones: 500) and 5 seeds.", needs_file=True,
             two_points=zoo_figure(tuple(ZOO.values()), (0, 1, 2), 3000),
             grid=grid_figure(ZOO["narrow"], (0.5, 0.75, 1.0, 1.25, 1.5), (0.25, 0.5, 0.75, 1.0), (0, 1, 2, 3, 4),
-                             (GridEnd("rich", 1.05, 0.02, 6000), GridEnd("lazy", 1.6, 1e-4, 3000)), 1500)),
+                             (GridEnd("rich", 1.05, 0.02, 6000), GridEnd("lazy", 1.6, 1e-4, 3000)), 1500),
+            structure=STRUCTURE["paper"]),
         EffectivePreset(
             "full", "the published sizes with more seeds: days on 2 cores",
             _TWO + "Sizes and rates as published, 10 seeds.", needs_file=True,
             two_points=zoo_figure(tuple(ZOO.values()), tuple(range(10)), 6000),
             grid=grid_figure(ZOO["default"], (0.5, 0.75, 1.0, 1.25, 1.5), (0.25, 0.5, 0.75, 1.0), (0, 1, 2),
-                             (GridEnd("rich", 1.0, 0.002, 40000), GridEnd("lazy", 1.6, 3e-6, 40000)), 2000)),
+                             (GridEnd("rich", 1.0, 0.002, 40000), GridEnd("lazy", 1.6, 3e-6, 40000)), 2000),
+            structure=STRUCTURE["full"]),
     )
 }  # fmt: skip
 """The presets by name."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from isthmus._records import RunFolder
 from isthmus.experiments._bottleneck_paper import BOTTLENECK, plan_bottleneck, reproduce_bottleneck
+from isthmus.experiments._effective_paper import EFFECTIVE, plan_effective, reproduce_effective
 from isthmus.experiments._equilibrium_paper import EQUILIBRIUM, plan_equilibrium, reproduce_equilibrium
 from isthmus.experiments._leaky_paper import LEAKY, plan_reproduction, reproduce_leaky_resnets
 from isthmus.experiments._paper import Paper
@@ -33,5 +34,6 @@ PAPERS = {
     "leaky-resnets": Reproducible(LEAKY, plan_reproduction, reproduce_leaky_resnets),
     "bottleneck": Reproducible(BOTTLENECK, plan_bottleneck, reproduce_bottleneck),
     "equilibrium": Reproducible(EQUILIBRIUM, plan_equilibrium, reproduce_equilibrium, reads_data=True),
+    "effective-theory": Reproducible(EFFECTIVE, plan_effective, reproduce_effective, reads_data=True),
 }
 """By the name in `isthmus reproduce`."""
