@@ -144,6 +144,25 @@ def test_the_relu_is_taken_where_several_activations_do_the_same() -> None:
     assert measured(nn.Sequential(net[0], net[2]), x).activation == "relu"  # pyright: ignore[reportIndexIssue]
 
 
+class Bent(nn.Module):
+    """A leaky ReLU that is no module of torch, nor near to one by bfloat16's rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, 0.06 * x)
+
+
+def test_an_activation_that_is_not_known_is_not_taken_for_one_that_is() -> None:
+    found = measured(chain([30, 64, 64, 3], Bent).bfloat16(), torch.randn(40, 30).bfloat16())
+    assert "not joined by one known activation alone" in found.why
+
+
+def test_an_activation_that_works_in_place_does_not_disturb_the_others() -> None:
+    net = chain([6, 8, 8, 2], nn.Hardswish)
+    both = nn.ModuleDict({"first": nn.Hardtanh(-0.1, 0.1, inplace=True), "net": net})
+    found = propagation(both, torch.randn(12, 6), forward=lambda model, x: model["net"](x), progress=False)
+    assert found.activation == "Hardswish()"
+
+
 def test_skips_are_found_in_bfloat16() -> None:
     found = measured(Residual().bfloat16(), torch.randn(40, 5).bfloat16())
     assert "not joined by one known activation alone" in found.why
