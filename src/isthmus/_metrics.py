@@ -108,10 +108,10 @@ _PAIRS = (
            "0 where the predictions are as far apart as the targets."),
     Metric("pair_mean", "pair of samples", "m = ‖ȳ − ȳ*‖², from the mean prediction of two samples to their mean "
            "target", "squared output", _TWO_POINTS),
-    Metric("eta_h", "pair of samples, layer", "η_h, effective learning rate of what comes before a layer, fitted to h, y "
-           "and v", "squared activation / (step · squared input · squared output)", _TWO_POINTS_FIT),
-    Metric("eta_y", "pair of samples, layer", "η_y, effective learning rate of what comes after a layer, fitted to h, y "
-           "and v", "1 / (step · squared activation)", _TWO_POINTS_FIT),
+    Metric("eta_h", "pair of samples, layer", "η_h, effective learning rate of what comes before a layer, fitted to h, "
+           "y and v", "squared activation / (step · squared input · squared output)", _TWO_POINTS_FIT),
+    Metric("eta_y", "pair of samples, layer", "η_y, effective learning rate of what comes after a layer, fitted to h, "
+           "y and v", "1 / (step · squared activation)", _TWO_POINTS_FIT),
 )  # fmt: skip
 _PROPAGATION = (
     Metric("forward_loss", "representation", "1 − c_ℓ, c_ℓ the uncentred cosine of two samples' activations, averaged "
