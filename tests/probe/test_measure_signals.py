@@ -57,6 +57,7 @@ def test_rows_are_the_numbers_of_propagation_measured_and_predicted(tmp_path: Pa
     assert values(found, "forward_loss", wide) == pytest.approx(right.predicted.forward_loss.tolist())
     assert values(found, "backward_correlation", wide) == pytest.approx(right.predicted.backward_correlation.tolist())
     assert values(found, "equilibrium_layer") == [pytest.approx(right.equilibrium)]
+    assert right.equilibrium_stderr is not None
     errors = found.table.filter((pl.col("metric") == "equilibrium_layer") & (pl.col("baseline") == ""))["stderr"]
     assert errors.to_list() == [pytest.approx(right.equilibrium_stderr)]
     assert values(found, "equilibrium_layer", wide) == [pytest.approx(right.predicted.equilibrium)]
