@@ -137,9 +137,10 @@ def guesses(samples: Samples, watched: int) -> dict[str, np.ndarray]:
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation; NaN where one of them is the same everywhere."""
+    scale = max(1e-300, len(a) * float(np.abs(a).max() * np.abs(b).max()))
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt(np.square(a).sum() * np.square(b).sum()))
-    flat = size <= 1e-12 * max(1e-300, float(np.abs(a).max() * np.abs(b).max()))
+    flat = size <= 1e-12 * scale
     return math.nan if flat else float((a * b).sum()) / size
 
 

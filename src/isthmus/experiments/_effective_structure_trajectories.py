@@ -182,7 +182,7 @@ def trajectory_claims(plain: Sequence[Fits], adam: Sequence[Fits]) -> list[Claim
     return made
 
 
-def _course_rows(steps: Sequence[float], fits: Fits) -> list[Row]:
+def _course_rows(steps: Sequence[int], fits: Fits) -> list[Row]:
     """The pair of each kind whose `R²` is the middle one, at the middle layer: found, and with the fitted rates."""
     rows: list[Row] = []
     for kind, name in enumerate(KINDS):

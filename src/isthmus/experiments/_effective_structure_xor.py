@@ -21,7 +21,7 @@ from isthmus.experiments._effective_structure_networks import (
 )
 from isthmus.experiments._equilibrium_reading import spread
 from isthmus.experiments._images import ImageFile
-from isthmus.experiments._reproduction import Holds, Panel, PaperFigure, Row, claim, graded
+from isthmus.experiments._reproduction import Panel, PaperFigure, Row, claim, graded
 from isthmus.experiments._ridge_reading import numbers, short
 from isthmus.models import ZooSetting
 from isthmus.theory import TwoPointFit, final_distances, fit_two_point, two_point
@@ -160,10 +160,6 @@ def read_xor(t: TrainedStructure, fit: TwoPointFit | None) -> XorReading:
     return XorReading(t.network.seed, h[:, 0].numpy(), h[:, -1].numpy(), predicted, rich, ratio, t.number("loss"))
 
 
-def _all_at_most(values: Sequence[float], held: float, partly: float) -> Holds:
-    return graded(max(values), held=held, partly=partly) if values else "not judged"
-
-
 def _said(found: Mapping[str, Sequence[XorReading]], value: str, digits: int = 3) -> str:
     return "; ".join(f"{name} {short([getattr(r, value) for r in group], digits)}" for name, group in found.items())
 
@@ -175,18 +171,17 @@ def xor_claims(found: Mapping[str, Sequence[XorReading]]) -> list[Claim]:
         found: readings of each setting, one for each seed.
     """
     made: list[Claim] = []
-    rich = {name: found[name] for name in (RICH, SHALLOW) if found.get(name)}
-    if rich:
-        means = [float(np.mean([r.merging for r in group])) for group in rich.values()]
-        made.append(claim(
-            "xor", "equal-labels-merge", _all_at_most(means, MERGED, NEARLY_MERGED),
-            f"Squared distance of points with equal labels over that of points with different labels at the end, by "
-            f"seed: {_said(rich, 'merging')}; at the start "
-            f"{'; '.join(f'{n} {short([merging(r.first) for r in g])}' for n, g in rich.items())}. Wanted: at most "
-            f"{MERGED} in the mean of each setting (partly: {NEARLY_MERGED}).",
-        ))  # fmt: skip
-    lazy = {LAZY: found[LAZY]} if found.get(LAZY) else {}
-    if lazy:
+    for name, key in ((RICH, "equal-labels-merge"), (SHALLOW, "equal-labels-merge-in-one-hidden-layer")):
+        if group := found.get(name):
+            merged = float(np.mean([r.merging for r in group]))
+            made.append(claim(
+                "xor", key, graded(merged, held=MERGED, partly=NEARLY_MERGED),
+                f"Squared distance of points with equal labels over that of points with different labels, {name}, at "
+                f"the end, by seed: {short([r.merging for r in group])}; at the start "
+                f"{short([merging(r.first) for r in group])}. Wanted: at most {MERGED} in the mean (partly: "
+                f"{NEARLY_MERGED}).", merging=merged,
+            ))  # fmt: skip
+    if found.get(LAZY):
         change = float(np.mean([r.change for r in found[LAZY]]))
         made.append(claim(
             "xor", "lazy-distances-stay", graded(change, held=STAYED, partly=NEARLY_STAYED),
@@ -210,7 +205,7 @@ def xor_claims(found: Mapping[str, Sequence[XorReading]]) -> list[Claim]:
     ratios = f"{unfitted} could not be fitted" if unfitted else _said(found, "ratio", 2)
     made.append(claim(
         "xor", "theory-of-the-end",
-        _all_at_most([float(np.mean(v)) for v in errors.values()], CLOSE, ROUGH),
+        graded(max(float(np.mean(v)) for v in errors.values()), held=CLOSE, partly=ROUGH) if errors else "not judged",
         f"Relative error of the final distances that the start and one fitted pair predict, over the five other pairs, "
         f"by seed: {_each(errors)}; taking the rich limit instead: {_each(_others(found, 'rich'))}; taking the "
         f"distances at the start instead: {_each(_others(found, 'first'))}. Wanted: at most {CLOSE} in the mean of "
