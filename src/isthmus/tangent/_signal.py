@@ -106,7 +106,7 @@ def backward_correlation(derivatives: Float[Tensor, "n ..."]) -> PairMean:
         InputError: values that are not finite, or fewer than 3 samples that are not zero.
 
     Example:
-        >>> backward_correlation(torch.ones(3, 2, 5)).value
+        >>> backward_correlation(torch.ones(3, 2, 2)).value
         1.0
     """
     return mean_cosine(_gram(derivatives))
