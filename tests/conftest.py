@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
 
-# Shapes in signatures are checked while the tests run, and only then.
-_hook = install_import_hook("isthmus", "beartype.beartype")
+from typechecked import check_annotations
+
+# Shapes and types in signatures are checked while the tests run, and only then.
+check_annotations("isthmus")
 
 
 @pytest.fixture(autouse=True)
