@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 from pathlib import Path
 
@@ -130,12 +129,12 @@ def test_plan_refuses_what_measure_refuses() -> None:
         plan_measure(net(), torch.randn(10, 6), max_memory=0)
 
 
-def test_progress_is_on_stderr_and_names_the_stage() -> None:
-    code = (
-        "import torch, isthmus; from torch import nn\n"
-        "isthmus.measure(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(20, 4))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env={"FORCE_COLOR": "1", "COLUMNS": "120", "PATH": ""})  # fmt: skip
-    assert done.stdout == ""
-    assert "measuring: batches" in done.stderr
+def test_progress_is_on_stderr_and_names_the_stage(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    measure(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), torch.randn(20, 4))
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert "measuring: batches" in said.err
