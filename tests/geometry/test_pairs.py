@@ -63,9 +63,10 @@ def test_distances_are_exact_far_from_the_origin():
     rows = torch.tensor([[1e8, 1.0], [1e8 + 0.5, 1.0], [1e8, 3.0]])
     assert squared_distances(rows).tolist() == [[0.0, 0.25, 4.0], [0.25, 0.0, 4.25], [4.0, 4.25, 0.0]]
     assert pair_distances(rows, [(0, 1), (2, 1)]).tolist() == [0.25, 4.25]
-    half = torch.tensor([[300.0], [-300.0]], dtype=torch.float16)  # its square does not fit into half precision
-    assert pair_distances(half, [(0, 1)]).tolist() == [360000.0]
-    assert squared_distances(half)[0, 1] == pytest.approx(360000.0, rel=1e-15)
+    half = torch.tensor([[300.0], [-0.125]], dtype=torch.float16)  # neither this difference nor its square fits
+    assert pair_distances(half, [(0, 1)]).tolist() == [90075.015625]
+    assert squared_distances(half)[0, 1] == pytest.approx(90075.015625, rel=1e-15)
+    assert squared_distances(torch.zeros(3, 0)).tolist() == [[0.0] * 3] * 3
 
 
 def test_all_distances_agree_with_those_of_pairs():

@@ -26,6 +26,7 @@ from isthmus.probe._measurement import Measurement
 from isthmus.probe._model import measure
 from isthmus.probe._monitor_folder import COMMAND, MonitorFolder
 from isthmus.probe._monitor_losses import MeanLoss
+from isthmus.probe._monitor_pairs import MonitoredPairs, start_clock
 from isthmus.probe._monitor_probe import fingerprint, held_probe
 from isthmus.probe._monitor_scalars import Scalars, require_tensorboard
 from isthmus.probe._monitor_schedule import Ledger, Schedule, check_step
@@ -82,6 +83,8 @@ class Monitor:
             None, or the last measured step of a folder that is resumed.
         max_samples: samples of `probe_data` to use at most.
         alignment_samples: how many of them for the alignment; 0 for none.
+        pairs: how many pairs of samples to track as `track_pairs` does, or which; None for none. Half of the budget is
+            theirs; where a record would take more, the stride between records doubles.
         batch_size: samples per batch of data that are not batched yet.
         max_memory: bytes that all second moments may take; half of what is free, if None.
         device: where to measure; where the model is, if None.
@@ -135,6 +138,7 @@ class Monitor:
         first_step: int | None = None,
         max_samples: int | None = MAX_SAMPLES,
         alignment_samples: int = 32,
+        pairs: int | Sequence[Sequence[int]] | None = None,
         batch_size: int | None = None,
         max_memory: float | int | None = None,
         device: torch.device | str | None = None,
@@ -161,6 +165,7 @@ class Monitor:
         self._losses = MeanLoss()
         self.path = Path(out) if out is not None else fresh_folder(COMMAND)
         self._folder: MonitorFolder | None = None
+        self._pairs: MonitoredPairs | None = None
         self._scalars: Scalars | None = None
         self._wants_scalars, self._kept = tensorboard, 0
         self._at = first_step or 0
@@ -169,11 +174,16 @@ class Monitor:
         self._folder = MonitorFolder(self.path, resume=resume, first_step=first_step)
         self._at = self._folder.first_step
         if (self.path / "tensorboard").exists():
-            self._kept = self._folder.table.height
+            self._kept = self._folder.rows.height
         self._ledger = Ledger(budget, **self._folder.before)
         samples, held_targets, n = held_probe(bare, probe_data, targets=targets, own_forward=forward is not None,
                                            max_samples=max_samples, batch_size=batch_size, seed=seed)  # fmt: skip
         self._folder.check_same(fingerprint(bare, samples, held_targets, n=n, loss=loss, layers=layers))
+        if pairs is not None:
+            self._pairs = MonitoredPairs(bare, samples, held_targets, pairs, folder=self._folder, ledger=self._ledger,
+                                         forward=forward, layers=layers, n=n, seed=seed)  # fmt: skip
+        elif self._folder.pairs_before is not None:
+            raise InputError("pairs", None, "the pairs of the folder to go on with", "give pairs= as it was given then")
         self._configuration: dict[str, Any] = {
             "schedule": self._schedule.record(), "budget": self._ledger.budget, "max_samples": max_samples,
             "alignment_samples": alignment_samples,
@@ -244,6 +254,8 @@ class Monitor:
         self._ledger.stepped()
         if loss is not None:
             self._losses.add(loss)
+        if self._pairs is not None:
+            self._pairs.step(before, now, self._start_clock)
         reached = self._schedule.count(before, now) > 0
         fits = self._ledger.fits()
         if reached:
@@ -272,12 +284,14 @@ class Monitor:
         """
         if not self._closed and self._folder is not None:
             if status == "complete":
+                if self._pairs is not None:
+                    self._pairs.tracker.settle()
                 self.measure_now()
             self._closed = True
             with self._guarded(f"{self.path} could not be completed"):
                 self._write(status)
                 if self._scalars is not None:
-                    self._scalars.add(self._folder.table)
+                    self._scalars.add(self._folder.rows)
                     self._scalars.close()
                 self._warned = False  # the page is another matter
                 start = _monitor_schedule.clock()
@@ -312,12 +326,7 @@ class Monitor:
         return self._folder
 
     def _start_clock(self) -> float:
-        devices = {p.device for p in self._model.parameters() if p.device.type == "cuda"}
-        for device in devices:
-            torch.cuda.synchronize(device)
-        if devices:
-            self._ledger.waited()  # for what the training had asked for, which is not the measurement's to pay for
-        return _monitor_schedule.clock()
+        return start_clock(self._model, self._ledger)
 
     def _measured(self) -> Measurement:
         """One measurement, in the precision of the weights whatever autocast surrounds the training step."""
@@ -354,7 +363,7 @@ class Monitor:
             if self._wants_scalars:
                 if self._scalars is None:  # not before there is a run folder
                     self._scalars = Scalars(self.path / "tensorboard", self._kept)
-                self._scalars.add(folder.table)
+                self._scalars.add(folder.rows)
         finally:
             self._ledger.measured(start)
 
@@ -384,7 +393,6 @@ class Monitor:
     def _say(self) -> None:
         if not self._progress:
             return
-        share = self._ledger.share
-        cost = "" if share is None else f", {share:.1%} of the training time"
+        cost = "" if self.share is None else f", {self.share:.1%} of the training time"
         text = f"isthmus: {len(self.steps)} steps measured{cost}; page: {self.path / 'report.html'}"
         Console(stderr=True).print(escape(text), highlight=False, soft_wrap=True)

@@ -15,6 +15,8 @@ from isthmus._errors import RunFolderError
 from isthmus._records import Claim, MetricTable, RunFolder, check_new_folder
 from isthmus.probe._measurement import Measurement
 from isthmus.probe._monitor_verdict import change_claims, moved_rows
+from isthmus.probe._pairs_rows import OF_PAIRS, state_of
+from isthmus.probe._pairs_tracker import PairTracker
 
 COMMAND = "monitor"
 LARGEST = 64
@@ -43,6 +45,8 @@ class MonitorFolder:
 
     Attributes:
         before: what a run that is resumed has spent, for the `Ledger`.
+        pairs: what records pairs of samples, where that was asked for.
+        pairs_before: its state in a run that is resumed, at `first_step`.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class MonitorFolder:
         self._names: dict[str, list[str]] = {"sites": [], "weights": []}
         self._last: Measurement | None = None
         self._claims: list[Claim] = []
+        self.pairs: PairTracker | None = None
+        self.pairs_before: dict[str, Any] | None = None
         if resume and (self.path / "run.json").exists():
             self._read(first_step)
         else:
@@ -81,6 +87,8 @@ class MonitorFolder:
             spent = {key: float(part[f"seconds_{key}"]) for key in ("training", "measuring")}
             start, postponed = float(part.get("seconds_start", 0)), int(part["postponed"])
             scheduled = int(part["scheduled"]) if part.get("scheduled") is not None else None
+            spent["pairs"] = float(part.get("seconds_pairs", 0))
+            spent["measuring"] -= spent["pairs"]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunFolderError("out", str(self.path), "a run.json that is whole (its mapping `monitor`: "
                                  f"{error!r})", "choose another folder") from None  # fmt: skip
@@ -96,8 +104,16 @@ class MonitorFolder:
         table, at = run.metrics(), pl.col("step")
         # A run that was killed between two files may hold rows of a step that run.json does not know yet.
         loss = (pl.col("metric") == "loss") & (pl.col("split") == "train") & (at <= first)
-        self._frames = [table.filter(at.is_in([*self.steps, *self.failed]) | loss)]
-        for name, array in run.arrays().items():
+        measured = at.is_in([*self.steps, *self.failed]) & ~pl.col("metric").is_in(OF_PAIRS)
+        self._frames = [table.filter(measured | loss)]
+        arrays = run.arrays()
+        if "pairs" in run.run:
+            try:
+                self.pairs_before = state_of(table, run.run["pairs"], arrays, before=first)
+            except (KeyError, TypeError, ValueError) as error:
+                raise RunFolderError("out", str(self.path), f"a folder that is whole (its pairs: {error!r})",
+                                     "choose another folder") from None  # fmt: skip
+        for name, array in arrays.items():
             step, _, rest = name.removeprefix("steps/").partition("/")
             if name.startswith("steps/") and int(step) in self.steps:
                 self._arrays.setdefault(int(step), {})[rest] = array
@@ -123,9 +139,14 @@ class MonitorFolder:
             raise RunFolderError("out", str(self.path), expected, "choose another folder")
 
     @property
+    def rows(self) -> pl.DataFrame:
+        """Every row so far, without those of pairs."""
+        return pl.concat([*self._frames, self._losses.frame()])
+
+    @property
     def table(self) -> pl.DataFrame:
         """Every row so far."""
-        return pl.concat([*self._frames, self._losses.frame()])
+        return self.rows if self.pairs is None else pl.concat([self.rows, self.pairs.table])
 
     def add_loss(self, step: int, value: float, n: int | None, note: str) -> None:
         """A row of the training loss."""
@@ -206,16 +227,18 @@ class MonitorFolder:
         details = dict(self._last.record)
         details["configuration"] = {**details["configuration"], **configuration}
         details |= {"warnings": list(self._last.notes), "monitor": part}
+        if self.pairs is not None:
+            details["pairs"] = self.pairs.run_record()
         if self.run is None:
             made = dict(details)
             self.run = RunFolder.create(
                 self.path, command=COMMAND, configuration=made.pop("configuration"), seed=made.pop("seed"),
                 device=made.pop("device"), dtype=made.pop("dtype"), extra=made,
             )  # fmt: skip
-        table = self.table
-        self.run.write_metrics(table)
-        self.run.write_arrays({**self._last.arrays, **self._step_arrays()})
-        self.run.write_verdict([*self._claims, *change_claims(table, self.failed)])
+        pairs = {} if self.pairs is None else self.pairs.run_arrays()
+        self.run.write_metrics(self.table)
+        self.run.write_arrays({**self._last.arrays, **self._step_arrays(), **pairs})
+        self.run.write_verdict([*self._claims, *change_claims(self.rows, self.failed)])
         if status == "running":
             self.run.write_run(status=status, finished=None, **details)
         else:

@@ -114,18 +114,24 @@ class Ledger:
         start: seconds spent so far making monitors, which the budget is not about.
         scheduled: steps of the schedule that have come; None where a run that is resumed does not say.
         postponed: those of them that were not measured, to keep within the budget.
+        pairs: seconds spent so far recording pairs of samples.
+
+    Attributes:
+        shared: whether pairs are recorded, too: they may take one half of the budget, measurements the other.
 
     Raises:
         InputError: no such share.
     """
 
     def __init__(self, budget: float | int, *, training: float = 0.0, measuring: float = 0.0, start: float = 0.0,
-                 scheduled: int | None = 0, postponed: int = 0) -> None:  # fmt: skip
+                 scheduled: int | None = 0, postponed: int = 0, pairs: float = 0.0) -> None:  # fmt: skip
         if isinstance(budget, bool) or not 0 < budget <= 1:
             raise InputError("budget", budget, "a share of the training time, above 0 and at most 1",
                              "0.05 lets measuring take 5%")  # fmt: skip
         self.budget, self.training, self.measuring = float(budget), training, measuring
-        self.start, self.scheduled, self.postponed = start, scheduled, postponed
+        self.start, self.scheduled, self.postponed, self.pairs = start, scheduled, postponed, pairs
+        self.shared = False
+        self._pair_cost = 0.0
         self._waits: int | None = None
         self._costs: list[float] = []
         self._since: float | None = None
@@ -154,7 +160,23 @@ class Ledger:
 
     def fits(self) -> bool:
         """Whether the next measurement, and one last one, fit the budget."""
-        return self.measuring + 2 * max(self._costs, default=0.0) <= self.budget * self.training
+        return self.measuring + 2 * max(self._costs, default=0.0) <= self._part * self.training
+
+    @property
+    def _part(self) -> float:
+        return self.budget / 2 if self.shared else self.budget
+
+    def recorded_pairs(self, start: float) -> None:
+        """A record of pairs that began at `start` has ended."""
+        now = clock()
+        self._pair_cost = now - start
+        self.pairs += self._pair_cost
+        if self._since is not None:
+            self._since = now
+
+    def fits_pairs(self) -> bool:
+        """Whether one more record of pairs fits their half of the budget."""
+        return self.pairs + self._pair_cost <= self._part * self.training
 
     def came(self, step: int, *, waits: bool) -> None:
         """A step of the schedule has come; it waits, or it is measured."""
@@ -169,14 +191,15 @@ class Ledger:
 
     def record(self, now: float = 0.0) -> dict[str, float | int | None]:
         """What the run folder keeps; `now` are the seconds of the measurement that is not counted yet."""
-        measuring = self.measuring + now
+        measuring = self.measuring + self.pairs + now
+        pairs = {"seconds_pairs": self.pairs} if self.shared else {}
         return {
             "scheduled": self.scheduled, "postponed": self.postponed, "budget": self.budget,
             "share": measuring / self.training if self.training > 0 else None, "seconds_measuring": measuring,
-            "seconds_training": self.training, "seconds_start": self.start,
+            "seconds_training": self.training, "seconds_start": self.start, **pairs,
         }  # fmt: skip
 
     @property
     def share(self) -> float | None:
         """Time measuring over time training; None before there was any."""
-        return self.measuring / self.training if self.training > 0 else None
+        return (self.measuring + self.pairs) / self.training if self.training > 0 else None
