@@ -38,6 +38,7 @@ from isthmus.probe._progress import Progress
 from isthmus.probe._propagated import SIGNALS
 from isthmus.probe._propagated_rows import Signals, record_signals, signal_claims
 from isthmus.probe._select import BLOCKS
+from isthmus.probe._stacks import record_stacks
 from isthmus.probe._verdict import path_verdict
 from isthmus.tangent import MapJacobian
 
@@ -155,9 +156,9 @@ def assemble(
         first = next((one.track.failed for one in main.plan.sites if one.track is not None), "")
         raise InputError("layers", layers_text(options.layers), "at least one module that can be measured",
                          f"{main.numbers.result.first_bad or main.plan.sites[0].site.label}: {first}")  # fmt: skip
-    main.numbers.write_weights(table, main.weights)
-    if other is not None:
-        other.numbers.write_weights(table, other.weights)
+    for each in (main,) if other is None else (main, other):
+        each.numbers.write_weights(table, each.weights)
+        record_stacks(table, each.stacks, each.numbers.places(), options.metrics, each.numbers.baseline)
     skipped = [
         {"name": one.site.label, "type": type(one.site.call.module).__name__, "reason": why_not(one)}
         for one in main.plan.sites

@@ -25,6 +25,7 @@ from isthmus.probe._pretrained_samples import PretrainedSamples
 from isthmus.probe._progress import progress_bar
 from isthmus.probe._propagated_rows import measured_signals
 from isthmus.probe._select import BLOCKS
+from isthmus.probe._stacks import STACK, stacks_in
 
 
 def measure(
@@ -114,9 +115,10 @@ def measure(
     if isinstance(placed, LeakyResNet) and path is None and forward is None and layers == BLOCKS and baseline is None:
         with progress_bar(progress) as bar:
             return measure_leaky(placed, data, options, notes, bar, ridge=ridge, alignment_samples=alignment_samples)
-    if options.metrics is not None and options.metrics - EVERYWHERE:
-        raise InputError("metrics", sorted(options.metrics - EVERYWHERE)[0], "a metric of any model (this one is of a "
-                         "Leaky ResNet, or of training)", f"known: {', '.join(sorted(EVERYWHERE))}")  # fmt: skip
+    known = EVERYWHERE | (STACK if stacks_in(placed) else frozenset())
+    if options.metrics is not None and options.metrics - known:
+        raise InputError("metrics", sorted(options.metrics - known)[0], "a metric of any model (this one is of a "
+                         "Leaky ResNet, or of training)", f"known: {', '.join(sorted(known))}")  # fmt: skip
     if ridge is not None:
         raise InputError("ridge", ridge, "None where no path of a Leaky ResNet is measured",
                          "the ridge is for the Hamiltonian of a LeakyResNet")  # fmt: skip

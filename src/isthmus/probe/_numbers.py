@@ -27,6 +27,7 @@ from isthmus.geometry import (
 )
 from isthmus.probe._pass import PassResult
 from isthmus.probe._plan import MOST_WIDTH, MeasuredSite, PassPlan
+from isthmus.probe._stacks import step_of
 
 REPRESENTATION = (
     "observations", "numerical_rank", "stable_rank", "nuclear_rank", "participation_ratio", "effective_rank",
@@ -199,6 +200,10 @@ class Numbers:
         last = len(self.measured) - 1
         return index / last if last > 0 else 0.0
 
+    def places(self) -> dict[str, tuple[int, float]]:
+        """Index and position of every measured site by its label."""
+        return {one.site.label: (index, self.position(index)) for index, one in enumerate(self.measured)}
+
     def write(self, table: MetricTable, progress: Callable[[int, int], None] | None = None) -> None:
         """Every row of every site, measured or not."""
         index = 0
@@ -245,13 +250,18 @@ class Numbers:
         norm_sq = m.norm_sq
         share = m.negative_norm_sq / norm_sq if norm_sq > 0 else 0.0
         self._row(table, "negative_fraction", min(share, 1.0), label, **where)
+        no_move = one.no_move or "the representation is 0"
         if one.moves and norm_sq > 0:
             move = (one.moved_norm_sq / norm_sq) ** 0.5
             said = "its output minus its own input" if one.site.previous is None else f"from {one.site.previous.label}"
             self._row(table, "relative_move", move, label, note=said, **where)
         else:
-            why = one.no_move or "the representation is 0"
-            self._row(table, "relative_move", None, label, why=why, **where)
+            move = None
+            self._row(table, "relative_move", None, label, why=no_move, **where)
+        rho = None if one.site.at_input else step_of(one.site.call.module)
+        if rho is not None:  # a block of a leaky stack
+            self._row(table, "layer_step", rho, label, **where)
+            self._row(table, "path_speed", None if move is None else move / rho, label, why=no_move, **where)
         self._backward(table, one, where)
 
     def _costs(self, table: MetricTable, one: MeasuredSite, m: StreamMoments, where: dict[str, Any]) -> None:

@@ -27,6 +27,7 @@ from isthmus.probe._path_model import PathModel
 from isthmus.probe._plan import PassPlan, plan_pass
 from isthmus.probe._progress import Progress
 from isthmus.probe._select import BLOCKS, select_sites
+from isthmus.probe._stacks import WatchedStack, watch_stacks
 from isthmus.probe._survey import Survey, run_model, survey_model
 from isthmus.probe._tensors import concatenated, mapped, tensors_in
 from isthmus.tangent import MapJacobian, map_jacobian
@@ -70,6 +71,7 @@ class Measured:
     why_no_jacobian: str
     notes: list[str]
     certificates: Certificates
+    stacks: list[WatchedStack]
 
 
 def unwrapped(model: Any) -> tuple[nn.Module, list[str]]:
@@ -226,12 +228,15 @@ def measure_one(
             raise InputError("layers", layers_text(options.layers), "at least one module that can be measured", reasons)
         label = f"{'baseline: ' if baseline else ''}batches"
         kept = _Kept(ready.first, ready.rest, options.jacobian_samples)
+        stacks = watch_stacks(model, ready.first.masks, options.metrics, handles)
         result = run_pass(
             model, kept, plan, survey, handles, forward=options.forward, loss=options.loss, backward=options.backward,
             progress=lambda done: bar(label, done, batches.total),
         )  # fmt: skip
         for handle in handles:
             handle.remove()
+        for one in stacks:
+            one.finish()
         found, why = None, "not asked for"
         if jacobian and (options.metrics is None or options.metrics & set(JACOBIAN)):
             found, why = _jacobian(model, kept, options)
@@ -242,7 +247,7 @@ def measure_one(
         weights = weight_matrices(model, order, globs)
         certificates = _certificates(model, kept, ready, options, weights, bar) if jacobian else Certificates()
     numbers = Numbers(plan, result, wanted=options.metrics, baseline=baseline)
-    return Measured(survey, plan, numbers, weights, found, why, batches.notes, certificates)
+    return Measured(survey, plan, numbers, weights, found, why, batches.notes, certificates, stacks)
 
 
 def _certificates(
