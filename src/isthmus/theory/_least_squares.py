@@ -61,9 +61,10 @@ def descend(
         step = torch.linalg.solve_ex(system, right[..., None])[0][..., 0].nan_to_num(0, 0, 0).clamp(-2, 2)
         new_misfit, new_normal, new_right = _equations(model, p + step, rows)
         better = new_misfit < misfit
+        # A clipped step may overshoot: what it promises is then negative, and nothing to stop at.
         promised = (step * (2 * right - (normal @ step[..., None])[..., 0])).sum(1)
         gained = torch.where(better, misfit - new_misfit, 0.0)
-        done = (gained <= tolerance * misfit) & (better | (damping > 1e6) | (promised <= tolerance * misfit))
+        done = (gained <= tolerance * misfit) & (better | (damping > 1e6) | (promised.abs() <= tolerance * misfit))
         p = torch.where(better[:, None], p + step, p)
         normal = torch.where(better[:, None, None], new_normal, normal)
         right = torch.where(better[:, None], new_right, right)

@@ -53,8 +53,11 @@ def fit_rates(t: Tensor, curves: Tensor, used: Tensor, X: Tensor, Y: Tensor, *, 
     state = torch.stack([first[:, 0], a, b2], 1)
     guesses = _guesses(t, curves, used, X, Y)
     if with_start:
-        across = torch.maximum(b2, 0.01 * first[:, 1] / first[:, 0]).sqrt()
-        begin = torch.stack([first[:, 0].log(), a, across], 1)
+        # A first value below the noise says nothing: second differences tell the noise from the curve.
+        rough = curves[:, 0].diff(n=2, dim=1).abs().median(1)[0]
+        h, y, v = torch.maximum(first[:, 0], rough), first[:, 1], first[:, 2]
+        along, b2 = decoder_parts(h, y, v, Y)
+        begin = torch.stack([h.log(), along, torch.maximum(b2, 0.01 * y / h).sqrt()], 1)
         guesses = torch.cat([guesses, begin[:, None].expand(-1, STARTS, -1)], 2)
 
     def theory(t: Tensor, p: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
