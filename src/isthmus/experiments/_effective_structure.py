@@ -58,7 +58,7 @@ def _images(
 
 
 def _blobs(seeds: tuple[int, ...], grid: int, *, width: int, steps: tuple[int, int, int]) -> OrthogonalSettings:
-    table = ((2.0, 0.0015), (0.5, 0.2), (0.275, 0.5))
+    table = ((2.0, 0.0015), (0.5, 0.2), (0.275, 0.2))
     settings = [
         ZooSetting("blobs", activation="tanh", gain=gain, learning_rate=rate, width=width, hidden_layers=4, watched=2)
         for gain, rate in table
@@ -86,12 +86,12 @@ STRUCTURE = {
         _xor(_PAPER, width=500, hidden=20, steps=(3000, 1000, 1000, 2000)),
         _images(_PAPER, "sgd", 0.05, side=14, n_train=4000, width=200, steps=12600),
         _images(_PAPER, "adam", 0.001, side=14, n_train=4000, width=200, steps=12600),
-        _blobs(_PAPER, 15, width=100, steps=(22000, 20000, 24000))),
+        _blobs(_PAPER, 15, width=100, steps=(22000, 20000, 60000))),
     "full": _preset(
         20,
         _xor(_FULL, width=500, hidden=20, steps=(3000, 1000, 1000, 2000)),
         _images(_FULL, "sgd", 0.003, side=28, n_train=60000, width=200, steps=187600, times=200),
         _images(_FULL, "adam", 0.005, side=28, n_train=60000, width=200, steps=187600, times=200),
-        _blobs(_FULL, 30, width=100, steps=(22000, 20000, 24000))),
+        _blobs(_FULL, 30, width=100, steps=(22000, 20000, 60000))),
 }  # fmt: skip
 """By the names of the presets."""

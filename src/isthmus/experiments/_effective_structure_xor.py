@@ -38,6 +38,9 @@ STAYED, NEARLY_STAYED = 0.05, 0.2
 CLOSE, ROUGH = 0.25, 0.5
 """Relative error of the predicted distances."""
 
+_DRAWN = 31
+"""Moments whose spread over seeds is drawn."""
+
 RICH, BETWEEN, LAZY, SHALLOW = "rich", "between", "lazy", "one hidden layer"
 """Names of the settings."""
 
@@ -164,6 +167,11 @@ def _said(found: Mapping[str, Sequence[XorReading]], value: str, digits: int = 3
     return "; ".join(f"{name} {short([getattr(r, value) for r in group], digits)}" for name, group in found.items())
 
 
+def _part(group: Sequence[XorReading], pair: int) -> str:
+    """One pair with equal labels over those with different ones."""
+    return short([r.last[pair] / r.last[~equal_labels()].mean() for r in group])
+
+
 def xor_claims(found: Mapping[str, Sequence[XorReading]]) -> list[Claim]:
     """Judge the four points; criteria were fixed before the networks were trained.
 
@@ -177,7 +185,8 @@ def xor_claims(found: Mapping[str, Sequence[XorReading]]) -> list[Claim]:
             made.append(claim(
                 "xor", key, graded(merged, held=MERGED, partly=NEARLY_MERGED),
                 f"Squared distance of points with equal labels over that of points with different labels, {name}, at "
-                f"the end, by seed: {short([r.merging for r in group])}; at the start "
+                f"the end, by seed: {short([r.merging for r in group])}; (0, 0) and (1, 1) alone {_part(group, 2)}, "
+                f"(0, 1) and (1, 0) alone {_part(group, 3)}; at the start "
                 f"{short([merging(r.first) for r in group])}. Wanted: at most {MERGED} in the mean (partly: "
                 f"{NEARLY_MERGED}).", merging=merged,
             ))  # fmt: skip
@@ -268,9 +277,9 @@ def xor_figure(
                      for a, b in zip(reading.predicted, reading.last, strict=True)]  # fmt: skip
     for name, group in courses.items():
         if group:
-            columns = np.array(group).T
-            for i, values in enumerate(columns):
-                rows += spread("merging", name, i / max(1, len(columns) - 1), values.tolist())
+            columns, last = np.array(group).T, len(group[0]) - 1
+            for i in np.unique(np.linspace(0, last, min(_DRAWN, last + 1)).round().astype(int)):
+                rows += spread("merging", name, float(i) / max(1, last), columns[i].tolist())
     said = ", ".join(f"{s.name} {s.gain:g} ({s.learning_rate / 2:g}, {steps})" for s, steps in settings.trained)
     first = settings.trained[0][0]
     lost = ", ".join(f"{t.network.setting.name}, seed {t.network.seed}" for t in trained if t.diverged)
@@ -287,7 +296,7 @@ def xor_figure(
                   "ratio"),
             Panel("matrix", "Final squared distances over their mean: theory and found", "theory", "found",
                   kind="points", square=True),
-            Panel("course", "Squared distances while the first rich network trains", "step", "h"),
+            Panel("course", "Squared distances while the first rich network trains", "step", "h", y_scale="log"),
         ),
         tuple(row for row in rows if math.isfinite(row.y)), tuple(xor_claims(found)),
         sum(t.number("seconds") for t in trained), f"Diverged, and left out: {lost}." if lost else "",
