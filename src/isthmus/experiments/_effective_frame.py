@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from isthmus.experiments._images import ImageFile
 
 
+@runtime_checkable
 class EffectiveNetwork(Protocol):
     """What one folder holds: a network, or several that are trained together."""
 
@@ -27,6 +28,7 @@ class EffectiveNetwork(Protocol):
         ...
 
 
+@runtime_checkable
 class FigureSettings(Protocol):
     """Sizes and training of one figure."""
 
