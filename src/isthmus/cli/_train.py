@@ -80,6 +80,7 @@ def train(
     stationarity_tolerance: Annotated[float, Parameter(help="Stop when the median residual falls below.")] = 0.0,
     precision: Annotated[str, Parameter(help="true, bf16-mixed or 16-mixed.")] = "true",
     log_points: Annotated[int, Parameter(help="Epochs at which metrics are recorded, log-spaced.")] = 60,
+    pairs: Annotated[int, Parameter(help="Pairs of samples to track while training; 0 for none.")] = 0,
     gamma0: Annotated[float, Parameter(help="γ₀ of the stabilised cost of identity.")] = 1e-3,
     metrics: Annotated[tuple[str, ...], Parameter(help="Metrics to record; all unless given.")] = (),
     teacher_widths: Annotated[tuple[int, ...], Parameter(help="Widths of the teacher; the least is its rank.")] = (

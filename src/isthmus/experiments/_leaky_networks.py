@@ -18,6 +18,14 @@ from isthmus.experiments._workers import Progress, train_missing
 from isthmus.geometry import DEFAULT_GAMMA0
 
 
+def _settings(config: LeakyConfig) -> dict[str, Any]:
+    """What a network is named after: without pairs as before there were any, so that those that are kept are found."""
+    settings = dataclasses.asdict(config)
+    if not config.pairs:
+        del settings["pairs"]
+    return settings
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """A network that a figure needs: its data and its settings."""
@@ -31,7 +39,7 @@ class Network:
         widths = "-".join(str(w) for w in self.source["widths"])
         c = self.config
         return (f"{widths}_{c.steps}_L{c.depth}_lt{c.effective_depth:g}_seed{c.seed}_"
-                f"{digest_of([dict(self.source), dataclasses.asdict(self.config)])}")  # fmt: skip
+                f"{digest_of([dict(self.source), _settings(self.config)])}")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import torch
 
 from isthmus._errors import DataWarning, DivergedError, InputError, RunFolderError
@@ -60,7 +61,7 @@ class LeakyConfig:
         input_map, output_map: `auto`, `fixed` or `learned`.
         ridge: `λ`.
         loss: `auto` (cross-entropy for classes, square for numbers), `square` or `cross_entropy`.
-        epochs: of Adam; this and the settings down to `log_points` are those of `FitConfig`.
+        epochs: of Adam; this and the settings down to `pairs` are those of `FitConfig`.
         gamma0: γ₀ of the stabilised costs; 1e-2 and 1e-4 are recorded beside it.
         metrics: names to record; empty for all.
         dtype: precision of training; measurements are taken in float64.
@@ -89,6 +90,7 @@ class LeakyConfig:
     stationarity_tolerance: float = 0.0
     precision: str = "true"
     log_points: int = 60
+    pairs: int = 0
     gamma0: float = GAMMA0S[0]
     metrics: tuple[str, ...] = ()
     dtype: str = "float32"
@@ -355,7 +357,12 @@ def _write(
     arrays["training/layer_steps"] = np.array([entry.layer_steps for entry in result.log])
     arrays["training/epochs"] = np.array([entry.epoch for entry in result.log])
     arrays |= {f"scaling/{name}": value for name, value in task.scaling.to_arrays().items()}
-    run.write_metrics(table)
+    frame, tracked = table.frame(), result.pairs
+    if tracked is not None:  # after all other rows, which claims name by their numbers
+        frame = pl.concat([frame, tracked.table.with_columns(pl.lit(config.seed, pl.Int64).alias("seed"))])
+        arrays |= tracked.run_arrays()
+        run.write_run(pairs=tracked.run_record())
+    run.write_metrics(frame)
     run.write_arrays(arrays)
     run.write_verdict(claims)
     save_weights(run, model)

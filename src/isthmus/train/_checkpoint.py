@@ -36,7 +36,10 @@ def data_fingerprint(*tensors: Tensor) -> str:
 
 def run_identity(model: LeakyResNet, config: FitConfig, data: str) -> dict[str, str]:
     """What must be the same for a run to be continued: settings, network, precision, data."""
-    identity = {f"config.{k}": repr(v) for k, v in dataclasses.asdict(config).items()}
+    settings = dataclasses.asdict(config)
+    if not config.pairs:
+        del settings["pairs"]  # which runs that began before there were any do not name
+    identity = {f"config.{k}": repr(v) for k, v in settings.items()}
     return identity | {
         "model": model.extra_repr(),
         "dtype": str(model.weight.dtype),

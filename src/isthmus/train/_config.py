@@ -38,6 +38,8 @@ class FitConfig:
         precision: `true` computes in the model's dtype, `bf16-mixed` and `16-mixed` under autocast.
         seed: of the validation split and the order of mini-batches.
         log_points: epochs at which metrics are recorded, spread evenly in the logarithm.
+        pairs: pairs of training samples whose distances are tracked after every epoch (`isthmus.track_pairs`); of a
+            finish they are not.
     """
 
     ridge: float = 1e-3
@@ -55,6 +57,7 @@ class FitConfig:
     precision: str = "true"
     seed: int = 0
     log_points: int = 60
+    pairs: int = 0
 
     def __post_init__(self) -> None:
         def number(name: str, expected: str, hint: str = "", *, low: int = 0, high: float = math.inf,
@@ -98,6 +101,7 @@ class FitConfig:
         if self.precision not in PRECISIONS:
             raise InputError("precision", self.precision, "'true', 'bf16-mixed' or '16-mixed'")
         number("log_points", "an integer ≥ 2", low=2)
+        number("pairs", "an integer ≥ 0", "16 is a good start")
         check_seed(self.seed)
 
     @property

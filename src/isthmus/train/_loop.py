@@ -17,7 +17,7 @@ from isthmus._errors import DivergedError, InputError
 from isthmus._random import torch_generator
 from isthmus.geometry import DEFAULT_GAMMA0
 from isthmus.models import Adaptive, LeakyResNet
-from isthmus.probe import geometry_of, path_series, probe_path
+from isthmus.probe import PairTracker, geometry_of, path_series, probe_path, track_pairs
 from isthmus.train._checkpoint import data_fingerprint, load_checkpoint, run_identity, save_checkpoint
 from isthmus.train._config import FitConfig
 from isthmus.train._finish import finish, finish_iterations
@@ -53,6 +53,7 @@ class FitResult:
         stopped: why training ended: `epochs`, `validation`, `gradient` or `stationarity`.
         best_epoch: epoch whose weights were kept, where the validation set chose them; None where training ended at a
             critical point, whose weights are kept as they are.
+        pairs: pairs of training samples after every epoch, where they were asked for.
     """
 
     log: tuple[EpochLog, ...]
@@ -61,6 +62,7 @@ class FitResult:
     epochs: int
     stopped: str
     best_epoch: int | None
+    pairs: PairTracker | None = None
 
 
 Progress = Callable[[int, int, EpochLog | None], None]
@@ -195,6 +197,7 @@ def fit(
     sgd = torch.optim.SGD(parameters, lr=config.sgd_learning_rate)
     scaler = torch.amp.GradScaler(weight.device.type, enabled=config.precision == "16-mixed")
     shuffle = torch_generator(config.seed, "batches")
+    tracker = track_pairs(model, x, y, pairs=config.pairs, seed=config.seed) if config.pairs else None
     log: list[EpochLog] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
     start, step, stopped = 0, 0, "epochs"
@@ -207,6 +210,8 @@ def fit(
         log = [_restored(entry) for entry in saved["log"]]
         best = None if saved["best"] is None else tuple(saved["best"])  # pyright: ignore[reportAssignmentType]
         start, step, stopped = saved["epoch"], saved["step"], saved["stopped"]
+        if tracker is not None:
+            tracker.load_state_dict(saved["pairs"])
     adaptive = model.steps if isinstance(model.steps, Adaptive) else None
     whole = config.total_epochs + finish_iterations(config.finish)
     log_at = config.log_epochs()
@@ -256,6 +261,8 @@ def fit(
             )
         if adaptive is not None and epoch % adaptive.interval == 0 and epoch < config.total_epochs:
             update_steps(model, adaptive, x)
+        if tracker is not None:
+            tracker.step()
 
         # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────
         if validated is not None and config.patience:
@@ -280,6 +287,7 @@ def fit(
                 "model": model.state_dict(), "adam": adam.state_dict(), "scaler": scaler.state_dict(),
                 "shuffle": shuffle.get_state(), "log": [_stored(entry) for entry in log],
                 "best": None if best is None else list(best), "epoch": epoch, "step": step, "stopped": stopped,
+                **({} if tracker is None else {"pairs": tracker.state_dict()}),
             }  # fmt: skip
             save_checkpoint(checkpoint, identity, state)
             written = time.monotonic()
@@ -287,6 +295,8 @@ def fit(
             progress(epoch, whole, recorded)
         if stopped != "epochs":
             break
+    if tracker is not None:
+        tracker.settle()
 
     # ── finish: to a critical point ──────────────────────────────────────────────────────────────────────────
     if config.finish and stopped == "epochs":
@@ -326,4 +336,5 @@ def fit(
         epochs=epoch,
         stopped=stopped,
         best_epoch=best_epoch,
+        pairs=tracker,
     )
