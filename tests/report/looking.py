@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 READY = "html[data-charts=ready]"
 WATCH = """
 window.violations = [];
@@ -28,6 +30,12 @@ MARKS = """
 }))
 """
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+
+# Each width and each theme; the other two pairs tell of both at once what these tell of each.
+LOOKS = [
+    (390, "dark"), (1280, "light"),
+    pytest.param(390, "light", marks=pytest.mark.slow), pytest.param(1280, "dark", marks=pytest.mark.slow),
+]  # fmt: skip
 
 
 @contextmanager

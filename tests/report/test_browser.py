@@ -11,7 +11,7 @@ import pytest
 from isthmus._records import RunFolder
 from isthmus.report import build_page, write_page
 from isthmus.report._themes import SERIES, THEMES
-from report.looking import MARKS, OVERFLOW, READY, opened
+from report.looking import LOOKS, MARKS, OVERFLOW, READY, opened
 
 pytestmark = pytest.mark.browser
 
@@ -37,8 +37,7 @@ def hostile_pages(
     return pages
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
 def test_every_chart_draws_inside_its_column(chromium: Any, normal_page: Path, width: int, theme: str) -> None:
     with opened(chromium, normal_page, width=width, theme=theme) as page:
         charts = page.evaluate(MARKS)

@@ -11,7 +11,7 @@ import pytest
 
 from isthmus._records import RunFolder
 from isthmus.report import build_page, write_page
-from report.looking import MARKS, OVERFLOW, opened
+from report.looking import LOOKS, MARKS, OVERFLOW, opened
 
 pytestmark = pytest.mark.browser
 
@@ -43,8 +43,7 @@ def deep_page(deep_run: RunFolder) -> Path:
     return write_page(deep_run.path)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
 def test_every_chart_draws_inside_its_column(chromium: Any, measured_page: Path, width: int, theme: str) -> None:
     with opened(chromium, measured_page, width=width, theme=theme) as page:
         charts = page.evaluate(MARKS)
@@ -63,20 +62,22 @@ def test_every_chart_draws_inside_its_column(chromium: Any, measured_page: Path,
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("key", ["layer-spectra", "layer-weight-spectra", "moves"])
-def test_two_hundred_names_can_be_read(chromium: Any, deep_page: Path, key: str, width: int) -> None:
+def test_two_hundred_names_can_be_read(chromium: Any, deep_page: Path, width: int) -> None:
     with opened(chromium, deep_page, width=width) as page:
-        for labels in page.evaluate(LABELS, key):
-            assert len(labels) == (199 if key == "moves" else 200)
-            assert min(label["size"] for label in labels) >= 9
-            for above, below in itertools.pairwise(labels):
-                assert below["top"] >= above["bottom"] - 0.5, (above, below)
-            words = {"layer-weight-spectra": "dense.weight"}.get(key, "output.dense")
-            assert sum(words in label["text"] for label in labels) >= 150
-            assert len({label["text"] for label in labels}) >= 180
-        window = page.locator(f"#{key} .panel").first
-        assert window.get_attribute("tabindex") == "0"  # it scrolls, so the keyboard must reach it
-        assert window.bounding_box()["height"] <= 961
+        for key in ("layer-spectra", "layer-weight-spectra", "moves"):
+            charts = page.evaluate(LABELS, key)
+            assert charts, key
+            for labels in charts:
+                assert len(labels) == (199 if key == "moves" else 200), key
+                assert min(label["size"] for label in labels) >= 9, key
+                for above, below in itertools.pairwise(labels):
+                    assert below["top"] >= above["bottom"] - 0.5, (key, above, below)
+                words = {"layer-weight-spectra": "dense.weight"}.get(key, "output.dense")
+                assert sum(words in label["text"] for label in labels) >= 150, key
+                assert len({label["text"] for label in labels}) >= 180, key
+            window = page.locator(f"#{key} .panel").first
+            assert window.get_attribute("tabindex") == "0", key  # it scrolls, so the keyboard must reach it
+            assert window.bounding_box()["height"] <= 961, key
 
 
 def test_a_tooltip_tells_the_whole_name(chromium: Any, deep_page: Path, deep_run: RunFolder) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from isthmus.report import write_page
-from report.looking import MARKS, OVERFLOW, opened
+from report.looking import LOOKS, MARKS, OVERFLOW, opened
 from report.test_reproduced import hostile, sample
 
 pytestmark = pytest.mark.browser
@@ -45,8 +45,7 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_page(run.path)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
 def test_every_chart_draws_inside_its_column(chromium: Any, sample_page: Path, width: int, theme: str) -> None:
     with opened(chromium, sample_page, width=width, theme=theme) as page:
         charts = page.evaluate(MARKS)
