@@ -91,8 +91,9 @@ COMPILED = """
     from isthmus.models import LeakyResNet
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    for maps in ("fixed", "learned"):
-        net = LeakyResNet(5, 3, width=8, depth=3, effective_depth=2.0, input_map=maps, dtype=torch.float64)
+    for maps, phi in (("fixed", "relu"), ("learned", "relu"), ("fixed", "identity"), ("fixed", "smooth_relu")):
+        net = LeakyResNet(5, 3, width=8, depth=3, effective_depth=2.0, input_map=maps, activation=phi,
+                          dtype=torch.float64)
         fast = torch.compile(net, fullgraph=True, backend=sys.argv[1])
         path = torch.compile(net.path, fullgraph=True, backend="eager")
         x = torch.randn(4, 5, dtype=torch.float64)
@@ -102,7 +103,7 @@ COMPILED = """
         for f in (fast, net):
             net.zero_grad()
             (f(x).square().mean() + net.weight_cost()).backward()
-            grads.append(net.weight.grad.clone())
+            grads.append([p.grad.clone() for p in net.parameters()])
         torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-12)
     print("compiled")
 """

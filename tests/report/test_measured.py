@@ -342,7 +342,7 @@ def test_names_are_shortened_where_they_say_least() -> None:
     assert max(map(len, long)) <= 310
 
 
-def test_charts_of_a_measured_run_are_saved(measured_run: RunFolder, tmp_path: Path) -> None:
+def test_charts_of_a_measured_run_are_saved(measured_run: RunFolder, single_run: RunFolder, tmp_path: Path) -> None:
     written = save_charts(measured_run, tmp_path, formats=("svg",))
     alone = KEYS - {"layer-spectra", "layer-spectra-uncentred", "layer-weight-spectra"}
     pairs = {f"{key}-{k}" for key in KEYS - alone for k in (1, 2)}
@@ -350,7 +350,7 @@ def test_charts_of_a_measured_run_are_saved(measured_run: RunFolder, tmp_path: P
     heat = (tmp_path / "layer-spectra-1.svg").read_text()
     assert "Which directions survive in each layer?" in heat
     assert heat.count("h.11") == 1
-    (png,) = save_charts(RunFolder.open(measured_run.path), tmp_path / "png", formats=("png",))[:1]
+    (png,) = save_charts(RunFolder.open(single_run.path), tmp_path / "png", formats=("png",))[:1]
     assert png.read_bytes().startswith(b"\x89PNG")
 
 
