@@ -64,7 +64,7 @@ def _thinned(measured: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
         moved = (moved / moved.sum(-1, keepdim=True).clamp(min=1e-300)).mean(1).cumsum(1)
         even = (torch.arange(1, n) / (used[:, None] - 1)).clamp(max=1)
         along = torch.cat([torch.zeros(len(used), 1), (even + moved) / 2], 1)
-        marks = torch.linspace(0, float(along.max()) * (1 - 1e-12), THIN).expand(len(used), THIN)
+        marks = torch.linspace(0, 1 - 1e-9, THIN).expand(len(used), THIN)
         index = torch.minimum(torch.searchsorted(along, marks.contiguous()), used[:, None] - 1)
     middle = (index[:, 1:] + index[:, :-1]) / 2
     edges = torch.cat([torch.full_like(middle[:, :1], -0.5), middle, used[:, None] - 0.5], 1)
@@ -109,7 +109,7 @@ def fit_curves(curves: Curves, t: Tensor, measured: Tensor, used: Tensor, guesse
         return ((measured[rows] - value) * w).flatten(1), (slope * w[:, None]).flatten(2)
 
     chosen = searched.view(fits, starts, count)[torch.arange(fits), first]
-    p, misfit = descend(whole, chosen, least=1e-28 * power)
+    p, misfit = descend(whole, chosen, tolerance=1e-18, least=1e-28 * power)
     residual, slope = whole(p, torch.arange(fits))
     residual, slope = residual.view(measured.shape), slope.view(fits, count, *measured.shape[1:])
     good = torch.isfinite(misfit)

@@ -13,6 +13,10 @@ Model = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 they subtract from the target, `(rows, p, m)`."""
 
 
+_UNSEEN = 1e-13
+"""Share of a misfit that rounding may hide."""
+
+
 def differentiated(curves: Callable[[Tensor], Tensor], target: Tensor) -> Model:
     """Curves, the same for all problems, by forward differentiation in every direction at once."""
 
@@ -60,11 +64,13 @@ def descend(
         system = normal + torch.diag_embed(damping[:, None] * (diagonal + floor) + floor)
         step = torch.linalg.solve_ex(system, right[..., None])[0][..., 0].nan_to_num(0, 0, 0).clamp(-2, 2)
         new_misfit, new_normal, new_right = _equations(model, p + step, rows)
-        better = new_misfit < misfit
         # A clipped step may overshoot: what it promises is then negative, and nothing to stop at.
-        promised = (step * (2 * right - (normal @ step[..., None])[..., 0])).sum(1)
+        promised = (step * (2 * right - (normal @ step[..., None])[..., 0])).sum(1).abs()
+        # Near the end a gain is lost in the rounding of the misfit, and the step is right all the same.
+        better = (new_misfit < misfit) | ((promised <= _UNSEEN * misfit) & torch.isfinite(new_misfit))
         gained = torch.where(better, misfit - new_misfit, 0.0)
-        done = (gained <= tolerance * misfit) & (better | (damping > 1e6) | (promised.abs() <= tolerance * misfit))
+        stuck = (gained <= tolerance * misfit) & ((better & (promised > _UNSEEN * misfit)) | (damping > 1e6))
+        done = stuck | (promised <= tolerance * misfit)
         p = torch.where(better[:, None], p + step, p)
         normal = torch.where(better[:, None, None], new_normal, normal)
         right = torch.where(better[:, None], new_right, right)
