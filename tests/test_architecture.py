@@ -85,13 +85,6 @@ def test_the_table_of_metric_names_is_the_catalogue() -> None:
     assert written == {m.name: [m.of, m.definition, m.unit] for m in METRICS.values()}
 
 
-def test_planned_names_are_not_yet_metrics() -> None:
-    rows = table_under(ROOT / "docs" / "architecture.md", "Planned names")
-    planned = {name for row in rows for name in re.findall(r"`([^`]+)`", row[0])}
-    assert planned
-    assert planned & set(METRICS) == set()
-
-
 def test_columns_of_the_table_are_listed_where_the_run_folder_is_described() -> None:
     from isthmus._records import COLUMNS
 

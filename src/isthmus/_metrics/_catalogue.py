@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from isthmus._errors import InputError, near_name_hint
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """Definition of one number: what it is of, its formula, unit, source, and how far to trust it."""
-
-    name: str
-    of: str
-    definition: str
-    unit: str
-    source: str
-    trust: str = ""
+from isthmus._metrics._metric import Metric
+from isthmus._metrics._pairs import PAIRS
 
 
 def _catalogue(*metrics: Metric) -> dict[str, Metric]:
@@ -96,22 +84,6 @@ _ALIGNMENT = (
     Metric("tangent_top_eigenvalue", "model", "λ_max(Θ) / n, Θ the tangent kernel of all parameters, uncentred",
            "squared outputs / squared weight", _KERNEL,
            "Gradient descent is stable only below a learning rate of about 1 / (λ_max(Θ)/n + λ)."),
-)  # fmt: skip
-_TWO_POINTS = "arXiv 2402.09142, docs/theory 2.1"
-_TWO_POINTS_FIT = "arXiv 2402.09142, docs/theory 2.4"
-_PAIRS = (
-    Metric("pair_h", "pair of samples, layer", "h = ‖dh‖², squared distance of two samples' representations",
-           "squared activation", _TWO_POINTS),
-    Metric("pair_y", "pair of samples", "y = ‖dy‖², squared distance of two samples' predictions", "squared output",
-           _TWO_POINTS),
-    Metric("pair_v", "pair of samples", "v = ‖dy‖² − dy·dy*", "squared output", _TWO_POINTS,
-           "0 where the predictions are as far apart as the targets."),
-    Metric("pair_mean", "pair of samples", "m = ‖ȳ − ȳ*‖², from the mean prediction of two samples to their mean "
-           "target", "squared output", _TWO_POINTS),
-    Metric("eta_h", "pair of samples, layer", "η_h, effective learning rate of what comes before a layer, fitted to h, "
-           "y and v", "squared activation / (step · squared input · squared output)", _TWO_POINTS_FIT),
-    Metric("eta_y", "pair of samples, layer", "η_y, effective learning rate of what comes after a layer, fitted to h, "
-           "y and v", "1 / (step · squared activation)", _TWO_POINTS_FIT),
 )  # fmt: skip
 _PROPAGATION = (
     Metric("forward_loss", "representation", "1 − c_ℓ, c_ℓ the uncentred cosine of two samples' activations, averaged "
@@ -365,7 +337,7 @@ METRICS: dict[str, Metric] = _catalogue(
     *_STABILITY,
     *_COST,
     *_PROPAGATION,
-    *_PAIRS,
+    *PAIRS,
     Metric("loss", "training", "C, the data term of the objective", "loss", "arXiv 2405.17573, docs/theory 1.2"),
     Metric("ridge_term", "training", "(λ/2μ) Σ ρ_ℓ ‖W_ℓ‖²", "loss", "arXiv 2405.17573, docs/theory 1.2"),
     Metric("learning_rate", "training", "step size of the optimiser", "", "training loop"),
