@@ -16,9 +16,9 @@ import torch
 from isthmus._records import RunFolder
 from isthmus.cli import main
 
-NETWORK = ["--width", "32", "--depth", "8", "--effective-depth", "3", "--steps", "adaptive", "--epochs", "600",
+NETWORK = ["--width", "32", "--depth", "8", "--effective-depth", "3", "--steps", "adaptive",
            "--seed", "5", "--quiet"]  # fmt: skip
-OPTIONS = ["--data", "teacher", "--n-train", "200", "--n-test", "60", *NETWORK]
+OPTIONS = ["--data", "teacher", "--n-train", "200", "--n-test", "60", "--epochs", "600", *NETWORK]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_a_killed_command_ends_as_an_unbroken_one(data: str, tmp_path: Path, cap
         table = tmp_path / "table.csv"
         rows = [f"{i % 7},{'red' if i % 3 else 'blue'},{(i % 7) ** 2 + i % 3}.5" for i in range(120)]
         table.write_text("\n".join(["size,colour,price", *rows]) + "\n")
-        options = ["--data", str(table), "--target", "price", *NETWORK, "--batch-size", "32"]
+        options = ["--data", str(table), "--target", "price", "--epochs", "250", "--batch-size", "32", *NETWORK]
     assert main(["train", *options, "--out", str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-c",
                "import sys, functools, isthmus.train._loop as l, isthmus.experiments._leaky_run as r;"

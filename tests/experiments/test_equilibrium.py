@@ -18,7 +18,7 @@ import torch
 from isthmus._errors import InputError, RunFolderError
 from isthmus._records import Claim, RunFolder
 from isthmus.cli import main
-from isthmus.experiments import plan_equilibrium, reproduce_equilibrium
+from isthmus.experiments import _paper, plan_equilibrium, reproduce_equilibrium
 from isthmus.experiments._aligned_models import LayerStack
 from isthmus.experiments._aligned_networks import AlignedNetwork, TrainedAligned, track_steps, train_aligned_networks
 from isthmus.experiments._aligned_profiles import END, START, Profile
@@ -30,6 +30,7 @@ from isthmus.experiments._equilibrium_training import Course, Setting, course_cl
 from isthmus.experiments._images import image_file, image_task
 from isthmus.experiments._ridge_reading import Slope
 from isthmus.probe import align
+from isthmus.report import save_charts
 from isthmus.tangent import forward_loss
 from isthmus.theory import propagate_signal
 
@@ -311,6 +312,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Any:
     torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(PRESETS, "quick", TINY)
+        # three formats of every chart take long; the other formats are tested with their own
+        patch.setattr(_paper, "save_charts", lambda run, folder: save_charts(run, folder, formats=("svg",)))
         out = tmp_path_factory.mktemp("paper") / "run"
 
         def stop(done: int, total: int, name: str) -> None:

@@ -238,6 +238,7 @@ def test_networks_that_fail_cost_only_themselves(tiny: None, tmp_path: Path, mon
     assert reproduce_leaky_resnets(tmp_path / "run", figures=["1c"]).run["status"] == "complete"
 
 
+@pytest.mark.slow  # two processes in a row are trained in by test_bottleneck.py too
 def test_processes_train_the_same_networks(tiny: None, made: RunFolder, tmp_path: Path) -> None:
     networks = [TINY.rank_network(2.0, seed) for seed in TINY.seeds]
     seen: list[tuple[int, int]] = []
