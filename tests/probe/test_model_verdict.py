@@ -177,8 +177,8 @@ def false_findings(seeds: range, layers: str) -> list[str]:
 
 
 def test_random_networks_have_none() -> None:
-    # 12 networks; the rate over 200 is measured below
-    assert len(false_findings(range(5000, 5012), "blocks")) == 0
+    # 6 networks; the rate over 200 is measured below
+    assert len(false_findings(range(5000, 5006), "blocks")) == 0
 
 
 @pytest.mark.slow
