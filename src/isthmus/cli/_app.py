@@ -18,11 +18,13 @@ import isthmus
 from isthmus._errors import DataNote, DivergedError, InputError, IsthmusError
 from isthmus.cli._cost import cost
 from isthmus.cli._demo import demo
+from isthmus.cli._dynamics import dynamics
 from isthmus.cli._measure import measure
 from isthmus.cli._predict import predict
 from isthmus.cli._propagate import propagate
 from isthmus.cli._report import report
 from isthmus.cli._reproduce import reproduce
+from isthmus.cli._sweep import sweep
 from isthmus.cli._train import train
 
 app = cyclopts.App(
@@ -39,6 +41,8 @@ app.command(report)
 app.command(reproduce)
 app.command(propagate)
 app.command(cost)
+app.command(dynamics)
+app.command(sweep)
 
 BAD_INPUT = 2
 FAILED = 1
@@ -46,7 +50,8 @@ INTERRUPTED = 130
 CONFIG = "--config"
 _RESUME = "continue with `isthmus train --resume` and the run folder"
 _AGAIN = "the same command goes on where it stopped"
-_AFTER_INTERRUPTION = {"train": _RESUME, "demo": _RESUME, "reproduce": _AGAIN, "cost": _AGAIN}
+_AFTER_INTERRUPTION = {"train": _RESUME, "demo": _RESUME, "reproduce": _AGAIN, "cost": _AGAIN,
+                       "sweep": _AGAIN}  # fmt: skip
 
 
 def _say(console: Console, label: str, text: str) -> None:

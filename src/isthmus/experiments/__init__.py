@@ -9,6 +9,8 @@ from isthmus.experiments._cost_networks import CostConfig as CostConfig
 from isthmus.experiments._cost_networks import check_cost as check_cost
 from isthmus.experiments._cost_plan import CostPlan as CostPlan
 from isthmus.experiments._cost_plan import plan_cost as plan_cost
+from isthmus.experiments._dynamics import DynamicsProgress as DynamicsProgress
+from isthmus.experiments._dynamics import run_dynamics as run_dynamics
 from isthmus.experiments._effective_paper import plan_effective as plan_effective
 from isthmus.experiments._effective_paper import reproduce_effective as reproduce_effective
 from isthmus.experiments._equilibrium_paper import plan_equilibrium as plan_equilibrium
@@ -32,3 +34,13 @@ from isthmus.experiments._saved import load as load
 from isthmus.experiments._sources import file_source as file_source
 from isthmus.experiments._sources import is_file as is_file
 from isthmus.experiments._sources import task_from_source as task_from_source
+from isthmus.experiments._sweep import check_sweep_folder as check_sweep_folder
+from isthmus.experiments._sweep import run_sweep as run_sweep
+from isthmus.experiments._sweep import sweep_folder as sweep_folder
+from isthmus.experiments._sweep import sweep_states as sweep_states
+from isthmus.experiments._sweep_plan import SweepPlan as SweepPlan
+from isthmus.experiments._sweep_plan import plan_sweep as plan_sweep
+from isthmus.experiments._sweep_settings import Sweep as Sweep
+from isthmus.experiments._sweep_settings import SweepRun as SweepRun
+from isthmus.experiments._sweep_settings import make_sweep as make_sweep
+from isthmus.experiments._sweep_settings import read_sweep as read_sweep
