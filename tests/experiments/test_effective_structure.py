@@ -444,7 +444,8 @@ def test_scaled_coordinates_keep_distances_in_the_order_of_their_size() -> None:
 
 def context_reading(gain: float, angle: float, overlap: float, left: float, seed: int) -> OrthogonalReading:
     whole = Contexts(5.0, 0.99, 0.5, 0.5, 0.5)
-    return OrthogonalReading(gain, seed, whole, Contexts(angle, overlap, 0.9, 0.9, left), whole, 1e-4)
+    end = Contexts(angle, overlap, 0.9, 0.9, left)
+    return OrthogonalReading(gain, seed, whole, end, whole, (whole, end), 0.5, 1e-4)
 
 
 def test_claims_about_contexts() -> None:

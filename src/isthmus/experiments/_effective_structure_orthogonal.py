@@ -90,6 +90,8 @@ class OrthogonalReading:
         start: before training.
         end: after it.
         shuffled: after it, with contexts in random order, mean over shuffles.
+        layers: after it, at every hidden layer.
+        target: share of the variance of both contexts together that lies between values of the target, after it.
         loss: half the mean square at the end.
     """
 
@@ -98,6 +100,8 @@ class OrthogonalReading:
     start: Contexts
     end: Contexts
     shuffled: Contexts
+    layers: tuple[Contexts, ...]
+    target: float
     loss: float
 
 
@@ -143,10 +147,12 @@ def shuffled_contexts(hidden: np.ndarray, group: np.ndarray, places: np.ndarray)
 def read_orthogonal(t: TrainedStructure, samples: Samples) -> OrthogonalReading:
     """What is behind the claims."""
     group, places = samples.groups.numpy(), samples.places.numpy()
-    first, last = (t.arrays[f"{when}/hidden"][t.network.setting.watched] for when in ("start", "end"))
+    watched, hidden = t.network.setting.watched, t.arrays["end/hidden"]
+    first, last = t.arrays["start/hidden"][watched], hidden[watched].astype(np.float64)
     return OrthogonalReading(
         float(t.network.setting.gain), t.network.seed, contexts(first, group, places), contexts(last, group, places),
-        shuffled_contexts(last, group, places), t.number("loss"),
+        shuffled_contexts(last, group, places), tuple(contexts(layer, group, places) for layer in hidden),
+        _between(last - last.mean(0), samples.y[:, 0].numpy()), t.number("loss"),
     )  # fmt: skip
 
 
@@ -212,6 +218,17 @@ def orthogonal_claims(found: Mapping[float, Sequence[OrthogonalReading]]) -> lis
                        f"The angle is larger with the smallest weights than with the largest by {gain.said(0)} "
                        "degrees. Wanted: an interval above 0 (partly: its middle).", gain=gain.mean)
         )  # fmt: skip
+    by_layer = "; ".join(
+        f"gain {gain:g} {numbers(np.array([[c.angle for c in r.layers] for r in g]).mean(0), 0)}"
+        for gain, g in kept.items()
+    )
+    merged = numbers([float(np.mean([r.target for r in g])) for g in kept.values()])
+    made.append(claim(
+        "orthogonal", "other-layers", "not judged",
+        f"The angle by hidden layer, mean over seeds: {by_layer} degrees. Share of the variance of both contexts "
+        f"together that lies between values of the target, at the watched layer {at}: {merged}; it is 1 where samples "
+        "with equal targets merge, whatever their context. (This row was added after the first run.)",
+    ))  # fmt: skip
     losses = "; ".join(f"{gain:g}: {short([r.loss for r in g])}" for gain, g in kept.items())
     made.append(claim("orthogonal", "trained", "not judged", f"Half the mean square at the end, by gain: {losses}. "
                       f"Share of a context's variance along its first direction {at}: {means('axis')}."))  # fmt: skip
@@ -255,6 +272,8 @@ def orthogonal_figure(
         for when in ("end", "start", "shuffled"):
             label = {"end": "after training", "start": "before", "shuffled": "contexts at random"}[when]
             rows += spread("angle", label, gain, [getattr(r, when).angle for r in group])
+        for layer in range(len(group[0].layers) if group else 0):
+            rows += spread("layers", f"gain {gain:g}", layer + 1, [r.layers[layer].angle for r in group])
         rows += spread("shares", "its target", gain, [r.end.relevant for r in group])
         rows += spread("shares", "the other coordinate", gain, [r.end.irrelevant for r in group])
     lost = ", ".join(f"gain {t.network.setting.gain:g}, seed {t.network.seed}" for t in trained if t.diverged)
@@ -273,6 +292,8 @@ def orthogonal_figure(
                     "coordinate 1", f"coordinate {other}", kind="points", square=True)
               for i, gain in enumerate(gains) for other in (2, 3)),
             Panel("angle", "Angle between the axes of both contexts", "gain", "degrees", x_scale="log",
+                  rules=((90.0, "orthogonal"),)),
+            Panel("layers", "The same by hidden layer, after training", "hidden layer", "degrees",
                   rules=((90.0, "orthogonal"),)),
             Panel("shares", "Share of a context's variance along a coordinate, at the end", "gain", "share",
                   x_scale="log"),
