@@ -96,7 +96,7 @@ def fit_curves(curves: Curves, t: Tensor, measured: Tensor, used: Tensor, guesse
     mask = (torch.arange(t.shape[1]) < used[:, None])[:, None].to(t.dtype)
     power = (measured.square() * mask).sum((1, 2))
     searched, reached = descend(
-        thin, guesses.flatten(0, 1), steps=30, tolerance=1e-10, least=1e-20 * power.repeat_interleave(starts)
+        thin, guesses.flatten(0, 1), steps=30, tolerance=1e-7, least=1e-20 * power.repeat_interleave(starts)
     )
     reached = torch.where(torch.isnan(guesses).any(2), torch.nan, reached.view(fits, starts))
     best, first = reached.nan_to_num(torch.inf, posinf=torch.inf).min(1)
