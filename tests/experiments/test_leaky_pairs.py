@@ -15,6 +15,7 @@ class _KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_a_run_folder_holds_the_pairs_and_resumes_to_the_same(tmp_path):
     source = {"name": "teacher", "kind": "mlp", "widths": [6, 2, 6], "n_train": 40, "n_test": 10, "seed": 0}
     task = task_from_source(source)

@@ -112,7 +112,7 @@ def test_records_that_cost_too_much_are_made_at_a_longer_stride(tmp_path, clock,
     assert run["monitor"]["seconds_training"] == 199
 
 
-@pytest.mark.parametrize("stop", [8, 13, 16])
+@pytest.mark.parametrize("stop", [13, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (8, 16))])
 def test_a_resumed_monitor_goes_on_with_its_pairs(tmp_path, clock, stop, monkeypatch):
     monkeypatch.setattr(_pairs_trace, "MOST", 8)
     whole = _monitored(_Training(), tmp_path / "whole", clock, range(1, 27))

@@ -182,7 +182,7 @@ def _run(break_at, steps, tmp_path):
     return tracker
 
 
-@pytest.mark.parametrize("break_at", [1, 7, 8, 9, 20, 26])
+@pytest.mark.parametrize("break_at", [7, 20, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 8, 9, 26))])
 def test_a_resumed_training_records_the_same(break_at, tmp_path, monkeypatch):
     monkeypatch.setattr(_pairs_trace, "MOST", 8)
     whole, broken = _run(0, 26, tmp_path), _run(break_at, 26, tmp_path)
