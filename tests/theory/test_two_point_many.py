@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from isthmus import InputError
 from isthmus.theory import TwoPointFit, TwoPointFits, fit_two_point, fit_two_points, two_point, two_point_limit
 from isthmus.theory import _two_point_fits as module
-from isthmus.theory._two_point_flow import curves_and_slopes
+from isthmus.theory._two_point_flow import _falling_slope, curves_and_slopes
 from isthmus.theory._two_point_traces import Start
 
 T = torch.linspace(0, 60, 150, dtype=torch.float64)
@@ -71,6 +72,16 @@ def test_derivatives_are_those_of_the_curves() -> None:
         step[j] = 1e-5
         expected = (curves(p + step) - curves(p - step)) / 2e-5
         torch.testing.assert_close(slopes[:, j], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_differences_of_exponentials_that_nearly_cancel_keep_their_digits() -> None:
+    tau = np.longdouble(2)
+    rate = np.logspace(-6, 0, 60, dtype=np.longdouble) / tau
+    end, integral = np.exp(-rate * tau), -np.expm1(-rate * tau) / rate
+    expected = (tau * end - integral) / rate
+    given = (torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (tau + 0 * rate, rate, end, integral))
+    found = _falling_slope(*given)
+    np.testing.assert_allclose(found.numpy(), expected.astype(np.float64), rtol=1e-10)
 
 
 @pytest.mark.parametrize("start", ["measured", "fitted"])
