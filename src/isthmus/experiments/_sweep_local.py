@@ -1,0 +1,91 @@
+"""The runs of a sweep on this machine: each in a process of its own, so that one that is killed costs only itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from isthmus._errors import WriteError
+from isthmus.experiments._sweep_folder import execute, is_settled, record_failure
+from isthmus.experiments._sweep_settings import SweepRun
+
+_IMPORTED_ONCE = ["isthmus.experiments", "lightning_fabric", "altair", "jinja2", "vl_convert"]
+_DISK_FULL = 73
+
+
+def _context() -> Any:
+    """Fresh processes. Where there is a fork server it imports torch once, and a process starts in milliseconds."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED_ONCE)
+    return context
+
+
+def _one(run: SweepRun, folder: Path, page: bool) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep hears it too, and ends its processes
+    torch.set_num_threads(1)
+    try:
+        execute(run, folder, page=page)
+    except WriteError as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(_DISK_FULL)
+
+
+def _why(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name if -code in [*signal.Signals] else str(-code)
+        said = f"its process was killed ({name})"
+        return f"{said}, perhaps for want of memory" if -code == signal.SIGKILL else said
+    return f"its process ended with exit code {code}"
+
+
+def run_here(
+    runs: Sequence[SweepRun], folder: Path, *, jobs: int, page: bool, settled: Callable[[SweepRun], None]
+) -> None:
+    """Settle every run, `jobs` at a time, each in a process with one thread.
+
+    Args:
+        runs: not settled yet.
+        folder: of the sweep.
+        jobs: processes at the same time.
+        page: write the page of each run.
+        settled: called when one is complete or failed.
+
+    Raises:
+        WriteError: the disk is full.
+    """
+    context, waiting = _context(), list(runs)
+    running: dict[BaseProcess, SweepRun] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                run = waiting.pop(0)
+                process: BaseProcess = context.Process(target=_one, args=(run, folder, page), name=run.name)
+                process.start()
+                running[process] = run
+            over = multiprocessing.connection.wait([process.sentinel for process in running])
+            for process in [process for process in running if process.sentinel in over]:
+                process.join()
+                run, code = running.pop(process), process.exitcode
+                process.close()
+                if code == _DISK_FULL:
+                    raise WriteError(f"{folder} could not be written; make room, and the same command goes on")
+                if not is_settled(folder, run):
+                    record_failure(run, folder, _why(code))
+                settled(run)
+    finally:
+        for process in running:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            process.close()
