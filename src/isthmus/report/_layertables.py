@@ -26,11 +26,12 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class LayerRow:
-    """One layer of a table: its name, what it is, and its numbers."""
+    """One layer of a table: its name, what it is, its numbers, and the page that it has of its own, if any."""
 
     name: str
     words: tuple[Cell, ...]
     cells: list[Cell]
+    link: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class LayerTable:
         rows: one per layer, in order of execution.
         reasons: what is missing and why, as (metric, reason).
         note: what was left out to fit.
+        of: what a row is.
     """
 
     key: str
@@ -56,6 +58,7 @@ class LayerTable:
     rows: list[LayerRow]
     reasons: list[tuple[str, str]]
     note: str
+    of: str = "layer"
 
 
 @dataclasses.dataclass(frozen=True)
