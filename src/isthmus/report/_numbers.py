@@ -13,6 +13,7 @@ from isthmus._records import METRICS, Claim
 from isthmus.report._figures import Table
 from isthmus.report._propagated import propagation_facts, propagation_subtitle
 from isthmus.report._read import RunView, number, shorten
+from isthmus.report._swept import Swept, shown
 
 _CLAIMS = 40
 _CLAIM_ROWS = 60
@@ -114,6 +115,11 @@ def _summaries(run: RunView, name: str) -> list[tuple[str, str]]:
     return found
 
 
+def _whole(run: RunView) -> bool:
+    """Whether a run is of many networks, with a page of its own kind."""
+    return run.cost is not None or run.reproduction is not None or run.sweep is not None
+
+
 def shown_numbers(runs: Sequence[RunView]) -> tuple[list[ShownNumber], list[str]]:
     """Every metric that some run holds, and the names of those that none does."""
     present = {name for run in runs for name in run.present()}
@@ -128,12 +134,12 @@ def shown_numbers(runs: Sequence[RunView]) -> tuple[list[ShownNumber], list[str]
             summaries += [
                 (": ".join(t for t in (prefix, tag) if t), text or "no value") for tag, text in _summaries(run, name)
             ]
-            if name.startswith(_WITH_GAMMA) and run.layers is None and run.reproduction is None and run.cost is None:
+            if name.startswith(_WITH_GAMMA) and run.layers is None and not _whole(run):
                 beside.append((prefix, run.gamma_text))
         shown.append(ShownNumber(name, metric.of, metric.definition, metric.unit or "none", metric.source,
                                  metric.trust, summaries, beside))  # fmt: skip
-    # What a cost, a prediction or a reproduction does not hold is not missing from it.
-    whole = any(run.cost is not None or run.predicted or run.reproduction is not None for run in runs)
+    # What a cost, a prediction, a reproduction or a sweep does not hold is not missing from it.
+    whole = any(_whole(run) or run.predicted for run in runs)
     return shown, [] if whole else [name for name in METRICS if name not in present]
 
 
@@ -144,6 +150,8 @@ def facts(run: RunView) -> list[tuple[str, str]]:
                 ("machine", run.reproduction.machine)]  # fmt: skip
     if run.cost is not None:
         return _cost_facts(run)
+    if run.sweep is not None:
+        return _sweep_facts(run.sweep)
     if run.predicted:
         return propagation_facts(run)
     if run.layers is not None:
@@ -183,6 +191,14 @@ def _cost_facts(run: RunView) -> list[tuple[str, str]]:
     return [*found, ("loss", f"{_value(run.run.get('loss'))} ({_value(run.run.get('loss_reduction'))})")]
 
 
+def _sweep_facts(found: Swept) -> list[tuple[str, str]]:
+    """How many runs there are, and what differs between them."""
+    states = [run.status for run in found.runs]
+    facts = [("runs", _count(len(states))), ("complete", _count(states.count("complete")))]
+    facts += [("failed", _count(states.count("failed")))] if "failed" in states else []
+    return facts + [(axis, shorten(", ".join(map(shown, values)), 160)) for axis, values in found.axes.items()]
+
+
 def _measured_facts(run: RunView) -> list[tuple[str, str]]:
     """What was measured, of which model."""
     part, layers = run.part("measured"), run.layers
@@ -216,6 +232,8 @@ def subtitle(run: RunView) -> str:
         task = run.part("task")
         data = f"{_value(task.get('kind'))} of {_value(task.get('name'))}"
         return f"Fully-connected ReLU networks of several depths · {data}"
+    if run.sweep is not None:
+        return f"One Leaky ResNet for each of {_count(len(run.sweep.runs))} configurations"
     if run.predicted:
         return propagation_subtitle(run)
     if run.layers is not None:

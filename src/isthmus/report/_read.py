@@ -16,6 +16,7 @@ from isthmus.report._cost import read_cost
 from isthmus.report._layers import ALIGNED, CHAINED, NAME_LIMIT, WHOLE_MODEL, middle, read_layers
 from isthmus.report._monitored import last_arrays, read_training
 from isthmus.report._reproduced import read_reproduction
+from isthmus.report._swept import read_sweep_record
 
 NOT_RECORDED = "not recorded by this run"
 _KINDS = ("representation", "step", "weight", "path")
@@ -137,11 +138,13 @@ class RunView:
         self.predicted = "propagation" in self.run and self.reproduction is None
         self.cost = read_cost(self.run) if self.reproduction is None else None
         self.claims = [_sound(claim) for claim in self._load("verdict.json", folder.verdict, [])]
-        # A reproduction has no arrays; its data are in CSV files.
+        # A reproduction has no arrays, its data are in CSV files; nor has a sweep.
         self.arrays: dict[str, np.ndarray] = (
-            {} if self.reproduction else self._load("arrays.safetensors", folder.arrays, {})
+            {} if self.reproduction or "sweep" in self.run else self._load("arrays.safetensors", folder.arrays, {})
         )
         table = self._load("metrics.parquet", folder.metrics, pl.DataFrame(schema=COLUMNS))
+        self.sweep = read_sweep_record(self.run, table) if self.reproduction is None and self.cost is None else None
+        self.problems += self.sweep.problems if self.sweep is not None else ()
         self.layers = read_layers(self.run) if self.reproduction is None else None
         self.whole = table.with_row_index("row").with_columns(
             self._of().alias("of"),
@@ -295,8 +298,8 @@ def load_runs(folders: Sequence[RunFolder]) -> list[RunView]:
     """One view per folder; labels are titles, numbered where two are the same.
 
     Raises:
-        InputError: a prediction beside runs of other kinds; a reproduction of a paper, or a representation cost, among
-            several folders.
+        InputError: a prediction beside runs of other kinds; a reproduction of a paper, a representation cost, or a
+            sweep, among several folders.
     """
     views = [RunView(folder) for folder in folders]
     predictions = [view.title for view in views if view.predicted]
@@ -311,6 +314,10 @@ def load_runs(folders: Sequence[RunFolder]) -> list[RunView]:
     if costs and len(views) > 1:
         raise InputError("run", costs[0], "runs of training or measuring, which can stand side by side",
                          "a representation cost has a page of its own: give it alone")  # fmt: skip
+    sweeps = [view.title for view in views if view.sweep is not None]
+    if sweeps and len(views) > 1:
+        raise InputError("run", sweeps[0], "runs of training or measuring, which can stand side by side",
+                         "a sweep has a page of its own: give it alone, or folders of its runs")  # fmt: skip
     seen: dict[str, int] = {}
     for view in views:
         seen[view.title] = count = seen.get(view.title, 0) + 1

@@ -14,6 +14,7 @@ from isthmus.report._monitoredfigures import during_training
 from isthmus.report._propagated import propagation_sections
 from isthmus.report._read import Curve, RunView, number
 from isthmus.report._reproducedfigures import reproduced_sections
+from isthmus.report._sweptfigures import swept_sections
 
 _H = "H rank"
 _H_SYM = "H rank, symmetric"
@@ -245,11 +246,13 @@ _SETTLING = Recipe(
 
 
 def build_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
-    """Every section of the page: a paper's figures, a cost, or what fits any model, and Leaky ResNets."""
+    """Every section of the page: a paper's figures, a cost, a sweep, or what fits any model, and Leaky ResNets."""
     if len(runs) == 1 and runs[0].reproduction is not None:
         return reproduced_sections(runs[0], runs[0].reproduction, budget)
     if len(runs) == 1 and runs[0].cost is not None:
         return cost_sections(runs[0], runs[0].cost, budget)
+    if len(runs) == 1 and runs[0].sweep is not None:
+        return swept_sections(runs[0], runs[0].sweep, budget)
     if all(run.predicted for run in runs):
         return propagation_sections(runs, budget)
     during = [

@@ -197,7 +197,7 @@
         row.hidden = !wanted.every((word) => texts[place].includes(word));
         count += row.hidden ? 0 : 1;
       });
-      status.textContent = `${count} of ${rows.length} layers`;
+      status.textContent = `${count} of ${rows.length} ${table.dataset.of}`;
     };
     input.addEventListener("input", filter);
     box.querySelector(".filter").hidden = false;
