@@ -128,14 +128,16 @@ def layer_rows(
         rows[name] = (
             table.add(name, medians[metric][0], stderr=medians[metric][1], n=count, note=time, **where)
             if count
-            else table.skip(name, _BAD_FIT, **where)
+            else table.skip(name, _BAD_FIT if judged else _commonest(found.reasons), **where)
         )
     apart = good & (run.dy2 > 0)
     laziness = float(np.median(coordinate[apart])) if apart.any() else math.nan
     rows["laziness_median"] = (
         table.add("laziness_median", laziness, n=int(apart.sum()), **where)
         if apart.any()
-        else table.skip("laziness_median", f"{_BAD_FIT} and targets that differ", **where)
+        else table.skip(
+            "laziness_median", f"{_BAD_FIT} and targets that differ" if judged else _commonest(found.reasons), **where
+        )
     )
     described = int(found.described.sum())
     rows["two_point_share"] = (

@@ -30,7 +30,7 @@ _ROOMS = (("narrow", 22), ("middling", 34), ("wide", 60))
 _LABEL = "(room < 440 ? narrow : room < 800 ? middling : wide)[datum.value]"
 
 
-def _rows_axis(count: int) -> tuple[alt.Y, int]:
+def rows_axis(count: int) -> tuple[alt.Y, int]:
     """The y axis of a chart with one row per layer, the first on top, and the height that its names need."""
     few = count <= _FEW
     axis = alt.Axis(labelExpr=_LABEL, labelLimit=alt.ExprRef(expr="room * 0.42"), labelOverlap=False, grid=False,
@@ -38,7 +38,7 @@ def _rows_axis(count: int) -> tuple[alt.Y, int]:
     return alt.Y("k:O", scale=alt.Scale(domain=list(range(count))), sort=None, axis=axis), (18 if few else 14) * count
 
 
-def _finish(chart: Any, height: int, names: Sequence[str], rows: Rows, description: str) -> dict[str, Any]:
+def finish_rows(chart: Any, height: int, names: Sequence[str], rows: Rows, description: str) -> dict[str, Any]:
     whole = chart.properties(
         width=FILE_WIDTH, height=height, description=description,
         autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),
@@ -69,7 +69,7 @@ def heat_rows(positions: np.ndarray, values: np.ndarray) -> Rows:
 
 def heat_map(names: Sequence[str], rows: Rows, count: int, *, description: str, chosen: str = "true") -> dict[str, Any]:
     """The first `count` singular values of every layer, one row per layer, of those `heat_rows` that are `chosen`."""
-    y, height = _rows_axis(len(names))
+    y, height = rows_axis(len(names))
     ticks = [10.0**-k for k in range(4, -1, -1)]
     scale = alt.Scale(type="log", domain=[FLOOR, 1], clamp=True, range="heatmap", nice=False)
     legend = alt.Legend(orient="top", gradientLength=150, gradientThickness=10, values=ticks, format="~r",
@@ -94,7 +94,7 @@ def heat_map(names: Sequence[str], rows: Rows, count: int, *, description: str, 
             ],
         )
     )  # fmt: skip
-    return _finish(chart, height, names, rows, description)
+    return finish_rows(chart, height, names, rows, description)
 
 
 def _flat(curves: Sequence[Curve]) -> Rows:
@@ -121,7 +121,7 @@ def bars(curves: Sequence[Curve], *, x_title: str, top: float, description: str)
         for curve in curves
         for k, (x, value) in enumerate(zip(curve.x.tolist(), curve.y.tolist(), strict=True))
     ]
-    y, height = _rows_axis(len(spots))
+    y, height = rows_axis(len(spots))
     legend = alt.Legend(orient="top", direction="horizontal", title=None, symbolType="square", symbolOpacity=1,
                         symbolSize=80) if len(models) > 1 else None  # fmt: skip
     base = alt.Chart(alt.NamedData(name="rows")).encode(
@@ -139,7 +139,7 @@ def bars(curves: Sequence[Curve], *, x_title: str, top: float, description: str)
     other = base.transform_filter(f"datum.b !== '{THIS}'").mark_tick(
         aria=False, thickness=2.5, orient="vertical", bandSize=15 if len(spots) <= _FEW else 12
     )
-    return _finish(alt.layer(own, other) if len(models) > 1 else alt.layer(own), height,
+    return finish_rows(alt.layer(own, other) if len(models) > 1 else alt.layer(own), height,
                    [name for _, name in spots], rows, description)  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import polars as pl
 from isthmus._errors import InputError, RunFolderError
 from isthmus._records import COLUMNS, METRICS, Claim, RunFolder
 from isthmus.report._cost import read_cost
+from isthmus.report._dynamics import read_dynamics
 from isthmus.report._layers import ALIGNED, CHAINED, NAME_LIMIT, WHOLE_MODEL, middle, read_layers
 from isthmus.report._monitored import last_arrays, read_training
 from isthmus.report._reproduced import read_reproduction
@@ -137,6 +138,7 @@ class RunView:
         self.problems += self.reproduction.problems if self.reproduction else ()
         self.predicted = "propagation" in self.run and self.reproduction is None
         self.cost = read_cost(self.run) if self.reproduction is None else None
+        self.dynamics = read_dynamics(self.run) if self.reproduction is None and self.cost is None else None
         self.claims = [_sound(claim) for claim in self._load("verdict.json", folder.verdict, [])]
         # A reproduction has no arrays, its data are in CSV files; nor has a sweep.
         self.arrays: dict[str, np.ndarray] = (
@@ -318,6 +320,10 @@ def load_runs(folders: Sequence[RunFolder]) -> list[RunView]:
     if sweeps and len(views) > 1:
         raise InputError("run", sweeps[0], "runs of training or measuring, which can stand side by side",
                          "a sweep has a page of its own: give it alone, or folders of its runs")  # fmt: skip
+    dynamics = [view.title for view in views if view.dynamics is not None]
+    if dynamics and len(views) > 1:
+        raise InputError("run", dynamics[0], "runs of training or measuring, which can stand side by side",
+                         "a run's dynamics have a page of their own: give it alone")  # fmt: skip
     seen: dict[str, int] = {}
     for view in views:
         seen[view.title] = count = seen.get(view.title, 0) + 1

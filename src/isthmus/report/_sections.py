@@ -8,9 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from isthmus.report._costfigures import cost_sections
-from isthmus.report._figures import Budget, Figure, Recipe, Section, curve_figure, plane_figure, spectrum_figure
+from isthmus.report._dynamicsfigures import dynamics_sections
+from isthmus.report._figures import Budget, Figure, Recipe, Section, curve_figure
 from isthmus.report._measured import ALIGNMENT, measured_sections
 from isthmus.report._monitoredfigures import during_training
+from isthmus.report._pathfigures import plane_figure, spectrum_figure
 from isthmus.report._propagated import propagation_sections
 from isthmus.report._read import Curve, RunView, number
 from isthmus.report._reproducedfigures import reproduced_sections
@@ -253,6 +255,8 @@ def build_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
         return cost_sections(runs[0], runs[0].cost, budget)
     if len(runs) == 1 and runs[0].sweep is not None:
         return swept_sections(runs[0], runs[0].sweep, budget)
+    if len(runs) == 1 and runs[0].dynamics is not None:
+        return dynamics_sections(runs[0], runs[0].dynamics, budget)
     if all(run.predicted for run in runs):
         return propagation_sections(runs, budget)
     during = [

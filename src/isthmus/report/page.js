@@ -37,6 +37,8 @@
 
   const sliderOf = (element) => element.closest(".during")?.querySelector("input[type=range]");
 
+  const listsOf = (element) => [...(element.closest(".chosen")?.querySelectorAll("select") ?? [])];
+
   async function draw() {
     root.dataset.charts = "drawing";
     const name = theme();
@@ -49,6 +51,10 @@
       spec.params[0].value = element.clientWidth;
       const slider = sliderOf(element);
       if (slider) spec.params.find((param) => param.name === "at").value = Number(slider.value);
+      for (const list of listsOf(element)) {
+        const param = spec.params.find((one) => one.name === list.dataset.param);
+        if (param) param.value = Number(list.value);
+      }
       const side = Math.max(180, Math.min(element.clientWidth - 84, 300));
       if (element.classList.contains("square")) spec.width = spec.height = side;
       else spec.width = element.clientWidth;
@@ -151,6 +157,21 @@
     slider.addEventListener("input", () => { stop(); show(); });
     box.querySelector(".slider").hidden = false;
     show();
+  }
+
+  // Lists that choose what charts show: a change waits behind a redrawing, as the sliders do.
+  for (const box of document.querySelectorAll(".chosen")) {
+    for (const list of box.querySelectorAll("select")) {
+      list.addEventListener("change", () => {
+        queue = queue.then(async () => {
+          for (const element of box.querySelectorAll(".chart")) {
+            await drawn.get(element)?.view.signal(list.dataset.param, Number(list.value)).runAsync();
+          }
+          box.dataset.shown = [...box.querySelectorAll("select")].map((one) => one.value).join(" ");
+        });
+      });
+    }
+    box.querySelector(".chooser").hidden = false;
   }
 
   // Tables of layers: without this they are whole, in order of execution; with it they can be filtered and sorted.
