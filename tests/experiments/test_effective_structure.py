@@ -472,7 +472,7 @@ FIGURES: dict[str, tuple[Any, Any]] = {
     "structure": (structure_figure, ADAM),
     "trajectories": (trajectories_figure, TrajectoriesSettings(1, PLAIN, ADAM)),
     "orthogonal": (orthogonal_figure, OrthogonalSettings((0, 1), 3, 6, ((TINY, 30), (
-        dataclasses.replace(TINY, gain=0.4), 30)))),
+        dataclasses.replace(TINY, gain=0.4), 30)), (dataclasses.replace(TINY, activation="tanh"), 30))),
 }  # fmt: skip
 
 

@@ -63,7 +63,8 @@ def _blobs(seeds: tuple[int, ...], grid: int, *, width: int, steps: tuple[int, i
         ZooSetting("blobs", activation="tanh", gain=gain, learning_rate=rate, width=width, hidden_layers=4, watched=2)
         for gain, rate in table
     ]
-    return OrthogonalSettings(seeds, grid, 64, tuple(zip(settings, steps, strict=True)))
+    published = dataclasses.replace(settings[1], activation="leaky_relu", learning_rate=0.015)
+    return OrthogonalSettings(seeds, grid, 64, tuple(zip(settings, steps, strict=True)), (published, 2 * steps[0]))
 
 
 def _preset(

@@ -186,13 +186,14 @@ def _course_rows(steps: Sequence[int], fits: Fits) -> list[Row]:
     """The pair of each kind whose `R²` is the middle one, at the middle layer: found, and with the fitted rates."""
     rows: list[Row] = []
     for kind, name in enumerate(KINDS):
+        panel = "same" if kind in SAME else "different"
         values = np.where(fits.kinds == kind, fits.r_squared[fits.middle, :, 0], math.nan)
         ranked = [int(i) for i in np.argsort(values) if math.isfinite(values[i])]
         if not ranked:
             continue
         fit = fits.all[fits.middle * len(fits.kinds) + ranked[(len(ranked) - 1) // 2]]
         for label, curves in (("found", fit.measured), ("theory", fit.fitted)):
-            rows += [Row("course", f"{name}: {label}", step + 1, value, seed=fits.seed)
+            rows += [Row(panel, f"{label}, {name.split(', ')[1]}", step + 1, value, seed=fits.seed)
                      for step, value in zip(steps, curves[0].tolist(), strict=False)]  # fmt: skip
     return rows
 
@@ -234,7 +235,9 @@ def trajectories_figure(
         "layer: one fit for each pair and layer, at moments that are geometrically spaced. Bars: least and largest of "
         "the seeds.",
         (
-            Panel("course", "Squared distance of typical pairs at the middle layer", "step + 1", "h", x_scale="log"),
+            Panel("different", "Squared distance of typical pairs of different classes", "step + 1", "h",
+                  x_scale="log"),
+            Panel("same", "Squared distance of typical pairs of one class", "step + 1", "h", x_scale="log"),
             Panel("layers", "How well the theory fits, SGD: median over pairs", "hidden layer", floor),
             Panel("layers-adam", "How well the theory fits, Adam: median over pairs", "hidden layer", floor),
         ),
