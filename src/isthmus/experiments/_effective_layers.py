@@ -140,6 +140,7 @@ def figure_alternatives(
     ratios: dict[str, dict[str, list[float]]] = {}
     rows: list[Row] = []
     groups = by_name(one for one in found if one.fit is not None)
+    groups = {key: group if key == "default" else group[:1] for key, group in groups.items()}
     for place, (key, group) in enumerate(groups.items()):
         per: dict[str, list[float]] = {}
         for one in group:
@@ -156,6 +157,7 @@ def figure_alternatives(
         "Equations with one of the terms doubled, or logistic curves, fit worse than the theory.",
         "The curves of figure two-points, each alternative with two free rates and fitted from several starts, like "
         "the theory. The logistic curve goes between the measured ends of h and y, and is compared over these two. "
+        "Of the setting default every seed, of the others the first. "
         f"Settings: {note}.",
         (
             Panel("default", "Setting default", "alternative, in the order of the legend", "misfit over the theory's",

@@ -144,7 +144,7 @@ def figure_two_points(
         for row in record_fit(table, one, one.fit, figure="two-points", layer=one.trace.setting.watched)
     ]  # fmt: skip
     groups = by_name(found)
-    drawn = {name: groups[name][0] for name in _DRAWN if name in groups}
+    drawn = {name.replace(".", "-"): groups[name][0] for name in _DRAWN if name in groups}
     rows = [row for name, one in drawn.items() for row in curve_rows(name, one)]
     for one in found:
         seed, miss = one.trace.member.seed, one.miss(one.from_middle)
