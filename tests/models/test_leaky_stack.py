@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
@@ -157,7 +158,7 @@ def test_can_be_gone_through_like_a_list() -> None:
 
 def test_a_copy_has_its_own_steps_and_both_survive_saving() -> None:
     stack = LeakyStack(mlp(), effective_depth=1.0, steps="adaptive")
-    other = copy.deepcopy(stack)
+    other = pickle.loads(pickle.dumps(copy.deepcopy(stack)))  # as processes hand a model on
     other.set_layer_steps(torch.tensor([0.4, 0.3, 0.2, 0.1]))
     assert stack.layer_steps.tolist() == [0.25] * 4
     assert other[0].stack is other
