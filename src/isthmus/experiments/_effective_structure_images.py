@@ -309,9 +309,10 @@ def structure_figure(
         "as in the published code. Bars: least and largest of the seeds.",
         (
             Panel("pairs", "Squared distances at the end over their mean, first seed", "E D E", "found", kind="points"),
-            Panel("every", "Correlation of squared distances during training, all pairs", "step + 1", "correlation",
+            Panel("every", "Correlation of squared distances, all pairs", "step + 1", "correlation",
                   x_scale="log"),
-            Panel("others", "The same, pairs of different classes", "step + 1", "correlation", x_scale="log"),
+            Panel("others", "Correlation of squared distances, pairs of different classes", "step + 1", "correlation",
+                  x_scale="log"),
         ),
         tuple(rows), (*structure_claims(found), *_at_best(courses, steps)), sum(t.number("seconds") for t in trained),
         f"Diverged, and left out: {lost}." if lost else "",

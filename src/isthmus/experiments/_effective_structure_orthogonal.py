@@ -315,7 +315,7 @@ def orthogonal_figure(
               for i, gain in enumerate(gains) for other in (2, 3)),
             Panel("angle", "Angle between the axes of both contexts", "gain", "degrees", x_scale="log",
                   rules=((90.0, "orthogonal"),)),
-            Panel("layers", "The same by hidden layer, after training", "hidden layer", "degrees",
+            Panel("layers", "Angle between the axes of both contexts, after training", "hidden layer", "degrees",
                   rules=((90.0, "orthogonal"),)),
             Panel("shares", "Share of a context's variance along a coordinate, at the end", "gain", "share",
                   x_scale="log"),

@@ -288,7 +288,7 @@ def xor_figure(
         "From small to large initial weights the final distances go from the rich form, where points with equal labels "
         "merge, to those at the start.",
         f"Four points, ReLU, width {first.width}, {first.hidden_layers} hidden layers, watched at the layer of index "
-        f"{first.watched} from 0 (of one hidden layer that one); gain (learning rate on the mean square, steps): "
+        f"{first.watched} from 0, of one hidden layer at that one; gain (learning rate on the mean square, steps): "
         f"{said}; full batch. Theory: each pair's own distances at the start, and one ratio η_h/η_y for each network, "
         "fitted to the course of the pair (0, 0) and (0, 1) alone.",
         (
