@@ -97,12 +97,10 @@ def _record(run: RecordedPairs, source: str) -> dict[str, Any]:
 def _arrays(run: RecordedPairs, every: Sequence[LayerFits], summaries: Sequence[LayerSummary]) -> dict[str, np.ndarray]:
     """Curves at some times, and matrices with samples that are alike beside each other, in single precision."""
     kept = np.unique(np.linspace(0, len(run.times) - 1, min(len(run.times), _TIMES)).round().astype(np.int64))
-    curves = {
-        "h": run.h[..., kept], "y": run.y[:, kept], "v": run.v[:, kept],
-        "fitted": np.stack([one.fitted[..., kept] for one in every]),
-        "predicted": np.stack([one.predicted[..., kept] for one in every]),
-    }  # fmt: skip
-    arrays: dict[str, np.ndarray] = {f"dynamics/{name}": values.astype(np.float32) for name, values in curves.items()}
+    arrays: dict[str, np.ndarray] = {
+        f"dynamics/{name}": _single(np.stack([getattr(one, name)[..., kept] for one in every]))
+        for name in ("measured", "fitted", "predicted")
+    }
     arrays["dynamics/times"] = run.times[kept]
     some = [one.structure for one in summaries if isinstance(one.structure, Structure)]
     if some:
@@ -112,6 +110,11 @@ def _arrays(run: RecordedPairs, every: Sequence[LayerFits], summaries: Sequence[
         for name in ("first", "last", "predicted"):
             parts = [getattr(one.structure, name) if isinstance(one.structure, Structure) else nothing
                      for one in summaries]  # fmt: skip
-            arrays[f"structure/{name}"] = np.stack(parts)[:, order][:, :, order].astype(np.float32)
+            arrays[f"structure/{name}"] = _single(np.stack(parts)[:, order][:, :, order])
         arrays["structure/samples"] = np.array(run.samples, dtype=np.int64)[order]
     return arrays
+
+
+def _single(values: np.ndarray) -> np.ndarray:
+    """In single precision; NaN for what does not fit in."""
+    return np.where(np.abs(values) < np.finfo(np.float32).max, values, np.nan).astype(np.float32)

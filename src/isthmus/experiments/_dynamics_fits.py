@@ -34,7 +34,8 @@ class LayerFits:
         worst: name of that curve.
         error: largest error of the prediction of the second half.
         why_none: why there is no such prediction; empty where there is.
-        fitted: the curves h, y, v of the fit, `(pairs, 3, times)`.
+        measured: the curves h, y, v, `(pairs, 3, times)`, without what came after a divergence.
+        fitted: those of the fit.
         predicted: of the prediction of the second half.
     """
 
@@ -45,6 +46,7 @@ class LayerFits:
     worst: tuple[str, ...]
     error: np.ndarray
     why_none: tuple[str, ...]
+    measured: np.ndarray
     fitted: np.ndarray
     predicted: np.ndarray
 
@@ -169,7 +171,9 @@ def fit_layer(run: RecordedPairs, layer: int) -> LayerFits:
         predicted[i, :, cuts[i] : used] = early[i].predict(times[cuts[i] : used]).value.numpy()
         missed = np.sqrt(np.square(measured - predicted[i, :, :used])[:, cuts[i] :].mean(axis=1))
         error[i] = float((missed / _change(measured)).max())
-    return LayerFits(fits, tuple(reasons), tuple(notes), r_squared, tuple(worst), error, tuple(why), fitted, predicted)
+    return LayerFits(
+        fits, tuple(reasons), tuple(notes), r_squared, tuple(worst), error, tuple(why), curves, fitted, predicted
+    )
 
 
 def _fit(run: RecordedPairs, times: torch.Tensor, curves: np.ndarray, mean: torch.Tensor | None) -> TwoPointFits:

@@ -170,7 +170,7 @@ def _courses(
 
 def _kept(times: np.ndarray, values: np.ndarray) -> list[int]:
     """Records that count: not those without any number before others that have some, nor those of no new time."""
-    some: np.ndarray = np.isfinite(values).any(axis=(0, 1))
+    some = np.asarray(np.isfinite(values).any(axis=(0, 1)))
     last = int(np.flatnonzero(some)[-1]) if some.any() else -1
     kept: list[int] = []
     for k in range(len(times)):

@@ -12,8 +12,6 @@ import polars as pl
 
 from isthmus.report._layers import text_of
 
-_CURVES = ("h", "y", "v")
-
 
 @dataclasses.dataclass(frozen=True)
 class Dynamics:
@@ -108,14 +106,16 @@ def by_layer(table: pl.DataFrame, dynamics: Dynamics, metric: str, baseline: str
     layers = {name: k for k, name in enumerate(dynamics.layers)}
     values, errors = np.full(len(layers), np.nan), np.full(len(layers), np.nan)
     rows = table.filter((pl.col("metric") == metric) & (pl.col("baseline").fill_null("") == baseline))
-    reasons: dict[str, None] = {}
+    reasons: dict[str, int] = {}
     for layer, value, error, note in rows.select("layer", "value", "stderr", "note").iter_rows():
         k = layers.get(layer)
         if k is not None and value is not None:
             values[k], errors[k] = value, math.nan if error is None else error
         elif k is not None:
-            reasons[text_of(note or "")] = None
-    return LayerValues(values, errors, tuple(reasons))
+            why = text_of(note or "")
+            reasons[why] = reasons.get(why, 0) + 1
+    said = (f"{why} (at {count} of {len(layers)} layers)" for why, count in reasons.items())
+    return LayerValues(values, errors, tuple(said))
 
 
 def courses(arrays: Mapping[str, np.ndarray], dynamics: Dynamics) -> dict[str, np.ndarray] | str:
@@ -123,18 +123,14 @@ def courses(arrays: Mapping[str, np.ndarray], dynamics: Dynamics) -> dict[str, n
     times = arrays.get("dynamics/times")
     if times is None or times.ndim != 1 or not len(times) or not np.isfinite(times).all():
         return "arrays.safetensors holds no usable dynamics/times"
-    layers, pairs, count = len(dynamics.layers), len(dynamics.pairs), len(times)
-    shapes = {"h": (layers, pairs, count), "y": (pairs, count), "v": (pairs, count),
-              "fitted": (layers, pairs, 3, count), "predicted": (layers, pairs, 3, count)}  # fmt: skip
-    for name, shape in shapes.items():
-        found = arrays.get(f"dynamics/{name}")
-        if found is None or found.shape != shape:
+    shape = (len(dynamics.layers), len(dynamics.pairs), 3, len(times))
+    found = {"times": times.astype(np.float64)}
+    for name in ("measured", "fitted", "predicted"):
+        part = arrays.get(f"dynamics/{name}")
+        if part is None or part.shape != shape:
             return f"arrays.safetensors holds no dynamics/{name} that fits the layers, pairs and times"
-    parts = [arrays[f"dynamics/{name}"].astype(np.float64) for name in _CURVES]
-    measured = np.stack([np.broadcast_to(part, (layers, pairs, count)) for part in parts], axis=2)
-    return {"times": times.astype(np.float64), "measured": measured,
-            "fitted": arrays["dynamics/fitted"].astype(np.float64),
-            "predicted": arrays["dynamics/predicted"].astype(np.float64)}  # fmt: skip
+        found[name] = part.astype(np.float64)
+    return found
 
 
 def structures(arrays: Mapping[str, np.ndarray], dynamics: Dynamics) -> dict[str, np.ndarray] | str:

@@ -78,7 +78,7 @@ def curves_at(
         )
     )  # fmt: skip
     marks = [
-        base.transform_filter(f"datum.s === '{MEASURED}'").mark_point(filled=True, size=22, opacity=0.9, aria=False),
+        base.transform_filter(f"datum.s === '{MEASURED}'").mark_point(filled=True, size=50, opacity=0.5, aria=False),
         base.transform_filter(f"datum.s !== '{MEASURED}'").mark_line(aria=False).encode(strokeDash=dash),
     ]
     spec = _charts.finish(marks, {"rows": rows}, description) | {"height": _HEIGHT}

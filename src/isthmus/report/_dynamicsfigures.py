@@ -228,8 +228,8 @@ def _table_of_curves(found: dict[str, np.ndarray], dynamics: Dynamics, budget: B
     ]  # fmt: skip
     columns = ("layer", "pair", "time", *(f"{c}{what}" for c in "hyv" for what in ("", " fitted", " predicted")))
     notes = [
-        f"The table holds {len(times)} times of {len(places)} of {total} pairs and layers, evenly spaced; "
-        "arrays.safetensors has more of them, the run that was looked at has all."
+        f"The table holds {len(times)} times of {len(places)} of {total} pairs at layers; arrays.safetensors has more, "
+        "and the run that was looked at has all."
     ]
     return Table("Curves, measured, fitted and predicted from the first half", columns, rows, named=True), notes
 
@@ -282,7 +282,8 @@ def _laziness(run: RunView, dynamics: Dynamics, budget: Budget) -> Figure:
     curve = _curve(run, dynamics, "laziness_median", "coordinate")
     said = ""
     if len(curve):
-        said = f"It runs from {number(float(curve.y.min()), 3)} to {number(float(curve.y.max()), 3)}."
+        low, high = (number(float(end), 3) for end in (curve.y.min(), curve.y.max()))
+        said = f"It is {low} throughout." if low == high else f"It runs from {low} to {high}."
     figure = _figure(
         "laziness", "Rich or lazy?",
         "A/√(A² + 4 (η_h/η_y) X Y), median over pairs that fit well and whose targets differ: 0 is rich (distances "
