@@ -156,14 +156,14 @@ PRESETS: dict[str, EffectivePreset] = {
     preset.name: preset
     for preset in (
         EffectivePreset(
-            "quick", "a minute or two for all figures on 2 cores; too small to conclude from",
+            "quick", "a few minutes for all figures on 2 cores; too small to conclude from",
             _TWO + "Networks are narrow (32) and trained for 800 steps.", needs_file=False,
             two_points=zoo_figure(_narrowed(32), (0, 1), 800),
             grid=grid_figure(ZOO["narrow"], (0.5, 1.0, 1.5), (0.5, 1.0), (0, 1),
                              (GridEnd("rich", 1.05, 0.02, 2000), GridEnd("lazy", 1.6, 1e-4, 1000)), 500),
             structure=STRUCTURE["quick"]),
         EffectivePreset(
-            "paper", "about 40 minutes for all figures together on 2 cores",
+            "paper", "about half an hour for all figures together on 2 cores",
             _TWO + "Sizes, rates and 3000 steps as published, 3 seeds; figure grid with networks of width 50 "
             "(the published ones: 500) and 5 seeds.", needs_file=True,
             two_points=zoo_figure(tuple(ZOO.values()), (0, 1, 2), 3000),

@@ -26,6 +26,9 @@ MOST, HALF = 0.8, 0.5
 LEARNED = 1e-2
 """Loss below which a network has learned, as in the published code."""
 
+SEEN = 1e-6
+"""Ratio of the rates below which a fit says that `h` does not move; such rates are not drawn."""
+
 NAMES = ("h", "y", "v")
 
 FAMILIES = {
@@ -124,6 +127,11 @@ class Followed:
             return None
         return limit_of(float(self.trace.watched[0]), float(self.trace.y[0]), eta_h=self.fit.eta_h,
                         eta_y=self.fit.eta_y, dx2=self.trace.member.dx2, dy2=self.trace.member.dy2)  # fmt: skip
+
+    @property
+    def moves(self) -> bool:
+        """Whether the fit gives the encoder a rate that can be drawn."""
+        return self.fit is not None and self.fit.eta_h > SEEN * self.fit.eta_y
 
     @property
     def relative(self) -> tuple[float, float] | None:

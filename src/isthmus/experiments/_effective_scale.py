@@ -161,25 +161,27 @@ def figure_grid(
             for one in kept:
                 dx, dy = math.sqrt(one.trace.member.dx2), math.sqrt(one.trace.member.dy2)
                 at = (dy, dx) if axis == "dx" else (dx, dy)
-                cells.setdefault(at, []).append(one.ends[1])
+                cells.setdefault(at, []).append(one.ends[1] / (one.ends[0] if end == "lazy" else 1))
             for (fixed, x), values in sorted(cells.items()):
-                rows += spread(f"{end}-{axis}", f"{other} = {fixed:.2g}", x, values)
+                rows += spread(f"{end}-{axis}", f"{other} = {fixed:.3g}", x, values)
         for one in kept:
             if ratio is not None:
-                dy = math.sqrt(one.trace.member.dy2)
-                rows.append(Row(f"{end}-predicted", f"dy = {dy:.2g}", predicted_end(one, ratio), one.ends[1],
+                dy, wanted = math.sqrt(one.trace.member.dy2), predicted_end(one, ratio)
+                rows.append(Row(f"{end}-predicted", f"dy = {dy:.3g}", wanted, one.ends[1] / wanted,
                                 seed=one.trace.member.seed))  # fmt: skip
         if ratio is not None:
             for one in centre(group):
                 if one.fit is not None:
                     behind += record_fit(table, one, one.fit, figure="grid", layer=one.trace.setting.watched)
-            ends = sorted({predicted_end(one, ratio) for one in kept})
-            rows += [Row(f"{end}-predicted", "the theory", x, x) for x in (ends[0], ends[-1])] if ends else []
     first = networks[0].setting
     said = ", ".join(f"{end}: gain {group[0].trace.member.gain:g}, rate {group[0].trace.member.rate:g}, "
                      f"{int(group[0].trace.epochs[-1])} steps" for end, group in groups.items())  # fmt: skip
     seeds = len({one.trace.member.seed for one in found})
-    ends = [(end, "Rich" if end == "rich" else "Lazy") for end in groups]
+    words = {
+        "rich": ("Rich", "final distance", "h at the end"),
+        "lazy": ("Lazy", "change", "h at the end / at the start"),
+    }
+    ends = [(end, *words[end]) for end in groups]
     return PaperFigure(
         "grid", "Other distances: how far apart the representations end",
         "The final distance grows as the geometric mean of those of inputs and targets where weights start small, and "
@@ -188,12 +190,12 @@ def figure_grid(
         "with the same weights at the start in all cells. dx = √X, dy = √Y; distances are squared: the theory of small "
         "weights has h_∞ = √(η_h/η_y) dx dy. Bars: least and largest of the seeds.",
         (
-            *(Panel(f"{end}-dy", f"{word}: final distance against the targets'", "dy", "h at the end", kind="points",
-                    x_scale="log", y_scale="log") for end, word in ends),
-            *(Panel(f"{end}-dx", f"{word}: final distance against the inputs'", "dx", "h at the end", kind="points",
-                    x_scale="log", y_scale="log") for end, word in ends),
-            *(Panel(f"{end}-predicted", f"{word}: against the theory", "predicted h", "h at the end", kind="points",
-                    x_scale="log", y_scale="log") for end, word in ends),
+            *(Panel(f"{end}-{axis}", f"{word}: {what} against the distance of the {of}", axis, label, kind="points",
+                    x_scale="log", y_scale="log")
+              for end, word, what, label in ends for axis, of in (("dy", "targets"), ("dx", "inputs"))),
+            *(Panel(f"{end}-predicted", f"{word}: measured over predicted distance", "predicted h at the end",
+                    "h at the end / predicted", kind="points", x_scale="log", y_scale="log",
+                    rules=((1.0, "the theory"),)) for end, word, _, _ in ends),
         ),
         tuple(rows), tuple(grid_claims(groups, behind)), seconds,
     )  # fmt: skip
@@ -228,7 +230,7 @@ def scale_claims(groups: Mapping[str, Sequence[Followed]], behind: Sequence[int]
               f"{order.said()}. Wanted: at least {_RANKED[0]} (partly: {_RANKED[1]}).", behind, correlation=order.mean),
         claim("initial-scale", "rich-end", graded(rich[first], held=_OFF[0], partly=_OFF[1]),
               f"h at the end against √(η_h/η_y) √(X Y) of the fitted rates, relative error, medians over seeds, {at}: "
-              f"{numbers([*rich.values()])}. Wanted at gain {gains[first]:g}: at most {_OFF[0]} (partly: {_OFF[1]}).",
+              f"{short([*rich.values()])}. Wanted at gain {gains[first]:g}: at most {_OFF[0]} (partly: {_OFF[1]}).",
               error=rich[first]),
         claim("initial-scale", "lazy-end", graded(moved[last], held=_MOVED[0], partly=_MOVED[1]),
               f"Change of h over its start, medians over seeds, {at}: {short([*moved.values()])}. Wanted at gain "
@@ -260,7 +262,7 @@ def figure_initial_scale(
         rows += spread("distance", "predicted end", gain, [float(limit.h) for _, _, limit in fitted])
         rows += spread("laziness", "of the fits", gain, [float(limit.laziness) for _, _, limit in fitted])
         rows += spread("left", "worst curve", gain, [max(1 - one.worst, 1e-8) for one, _, _ in fitted])
-        rows += spread("ratio", "η_h/η_y", gain, [fit.eta_h / fit.eta_y for _, fit, _ in fitted])
+        rows += spread("ratio", "η_h/η_y", gain, [fit.eta_h / fit.eta_y for one, fit, _ in fitted if one.moves])
         for one, fit, _ in fitted:
             behind += record_fit(table, one, fit, figure="initial-scale", layer=one.trace.setting.watched)
     gain = "gain of the weights"

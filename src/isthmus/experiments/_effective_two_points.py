@@ -32,7 +32,8 @@ NEAR, ROUGH = 0.05, 0.15
 
 _DRAWN = ("default", "shallow", "narrow", "linear", "elu", "tanh", "relu", "swish", "skip", "cnn", "dropout",
           "two_layer", "gain_1.4", "gain_1.6", "adam")  # fmt: skip
-_RICH, _LAZY = "default", "gain_1.6"
+_TITLES = {"elu": "ELU", "tanh": "tanh", "relu": "ReLU", "linear": "Linear, deep", "two_layer": "Linear, one layer",
+           "skip": "Skip connections", "cnn": "Convolutions"}  # fmt: skip
 
 
 def medians(groups: Mapping[str, Sequence[Followed]], value: Callable[[Followed], float | None]) -> dict[str, float]:
@@ -63,7 +64,7 @@ def fit_claims(found: Sequence[Followed], behind: Sequence[int] = ()) -> list[Cl
     each = [medians(groups, lambda f, i=i: None if f.fit is None else float(f.fit.r_squared[i])) for i in range(3)]
     curves = "; ".join(
         f"{name} at least {GOOD} in {sum(v >= GOOD for v in values.values())} settings, least "
-        f"{min(values.values()):.2f}"
+        f"{numbers([min(values.values())])}"
         for name, values in zip(NAMES, each, strict=True)
     )  # fmt: skip
     learned = {name: sum(one.learned for one in group) for name, group in groups.items()}
@@ -151,7 +152,8 @@ def figure_two_points(
         if one.fit is None:
             continue
         left = max(1 - one.worst, 1e-8)
-        rows.append(Row("rates", family(one.name), one.fit.eta_y, one.fit.eta_h, seed=seed))
+        if one.moves:
+            rows.append(Row("rates", family(one.name), one.fit.eta_y, one.fit.eta_h, seed=seed))
         if miss is not None:
             rows.append(Row("errors", family(one.name), left, max(miss, 1e-8), seed=seed))
     return PaperFigure(
@@ -160,9 +162,12 @@ def figure_two_points(
         "encoder and one of the decoder are fitted; only extreme settings deviate.",
         f"{len(groups)} settings of the published table, {len(found)} networks, rates fitted to h, y and v at the "
         "published layer over all steps, from many starts. Charts: the first seed; h over its largest value, y and v "
-        "over Y.",
+        f"over Y. {len(found) - sum(one.moves for one in found)} fits, in which h does not move (η_h below 10⁻⁶ η_y), "
+        "are left out of the chart of rates.",
         (
-            *(Panel(name, _title(one), "step", "h / max h, y / Y, v / Y") for name, one in drawn.items()),
+            *(Panel(name, _title(one), "step", "h / max h, y / Y, v / Y",
+                    y_scale="symlog" if float(one.trace.y[0]) > 2 * one.trace.member.dy2 else "linear")
+              for name, one in drawn.items()),
             Panel("rates", "Fitted rates", "rate of the decoder η_y", "rate of the encoder η_h", kind="points",
                   x_scale="log", y_scale="log"),
             Panel("errors", "Fit, and forecast from half-way", "1 − R² of the worst curve", "forecast error / range",
@@ -175,5 +180,11 @@ def figure_two_points(
 
 
 def _title(one: Followed) -> str:
-    shown = one.name.replace("_", " ").capitalize()
-    return shown if one.fit is None else f"{shown}: R² of h {float(one.fit.r_squared[0]):.3f}"
+    shown = _TITLES.get(one.name, one.name.replace("_", " ").capitalize())
+    if one.fit is None:
+        return f"{shown}: no fit"
+    found = [float(value) for value in one.fit.r_squared]
+    said = ", ".join(
+        f"{name} {f'{value:.3f}' if value > 0 else 'below 0'}" for name, value in zip(NAMES, found, strict=True)
+    )
+    return f"{shown}: R² of {said}"
