@@ -115,7 +115,7 @@ def run_on_cluster(
         for run in runs
     }
     try:
-        for future in as_completed(list(tasks)):
+        for future in as_completed(list(tasks), loop=client.loop):
             run = tasks[future]
             if future.status == "cancelled":
                 raise IsthmusError(f"the scheduler was lost; finished runs are kept in {folder}, and the same command "

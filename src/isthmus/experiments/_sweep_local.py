@@ -18,7 +18,7 @@ from isthmus._errors import WriteError
 from isthmus.experiments._sweep_folder import execute, is_settled, record_failure
 from isthmus.experiments._sweep_settings import SweepRun
 
-_IMPORTED_ONCE = ["isthmus.experiments", "lightning_fabric", "altair", "jinja2", "vl_convert"]
+IMPORTED_ONCE = ["isthmus.experiments", "lightning_fabric", "altair", "jinja2", "vl_convert"]
 _DISK_FULL = 73
 
 
@@ -27,7 +27,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED_ONCE)
+    context.set_forkserver_preload(IMPORTED_ONCE)
     return context
 
 

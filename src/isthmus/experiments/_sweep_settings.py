@@ -109,11 +109,9 @@ def _settings(table: object, where: str, types: Mapping[str, Any]) -> dict[str, 
     return {(key := _known(name, where, types)): _checked(key, value, types[key]) for name, value in entries.items()}
 
 
-def _axes(grid: object, types: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
-    if not isinstance(grid, Mapping):
-        raise InputError("grid", grid, "a table of lists")
+def _axes(grid: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     axes: dict[str, tuple[Any, ...]] = {}
-    for name, values in cast("Mapping[str, Any]", grid).items():
+    for name, values in grid.items():
         key = _known(name, "grid", types)
         if not isinstance(values, (list, tuple)) or not values:
             raise InputError(f"grid.{name}", values, "a list of values", "what all runs share belongs into [base]")
@@ -175,8 +173,8 @@ def _name(settings: Mapping[str, Any], digest: str) -> str:
 def make_sweep(
     base: Mapping[str, Any],
     *,
-    grid: Mapping[str, Sequence[Any]] | None = None,
-    runs: Sequence[Mapping[str, Any]] | None = None,
+    grid: Mapping[str, Any] | None = None,
+    runs: Sequence[Any] | None = None,
     name: str = "sweep",
 ) -> Sweep:
     """The runs of a sweep, from the settings that they share and a grid or a list of those that differ.
@@ -186,8 +184,8 @@ def make_sweep(
 
     Args:
         base: settings of all runs.
-        grid: values of each axis; the runs are all combinations, the last axis fastest. `seed` is one axis.
-        runs: instead of a grid: settings of each run.
+        grid: a list of values of each axis; the runs are all combinations, the last axis fastest. `seed` is one axis.
+        runs: instead of a grid: a mapping of settings for each run.
         name: of the sweep.
 
     Raises:
@@ -298,10 +296,12 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
         if name not in TABLES:
             raise InputError("config", name, "the tables [sweep], [base], [grid] or [[run]]",
                              near_name_hint(name, TABLES))  # fmt: skip
-    said = content.get("sweep", {})
-    if not isinstance(said, dict):
-        raise InputError("sweep", said, "a table", 'such as [sweep] with command = "train"')
-    head = cast("dict[str, Any]", said)
+    kinds: dict[str, tuple[type, str]] = {"run": (list, "a list of tables, [[run]] once for each run")}
+    for name, value in content.items():
+        kind, expected = kinds.get(name, (dict, f"a table, [{name}]"))
+        if not isinstance(value, kind):
+            raise InputError(name, value, expected)
+    head: dict[str, Any] = content.get("sweep", {})
     for name in head:
         if name != "command":
             raise InputError("sweep", name, "the key command", near_name_hint(name, ("command",)))
