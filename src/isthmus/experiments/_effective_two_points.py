@@ -115,7 +115,7 @@ def _forecast_claim(
 
 def curve_rows(panel: str, one: Followed) -> list[Row]:
     """`h` over its largest value, `y` and `v` over `Y`, measured and fitted, of one network."""
-    kept = thinned(len(one.trace.epochs))
+    kept = thinned(len(one.trace.epochs), 70)
     steps = one.trace.epochs[kept].tolist()
     top = float(one.trace.watched.max())
     measured = [one.trace.watched / top, one.trace.y / one.trace.member.dy2, one.trace.v / one.trace.member.dy2]
