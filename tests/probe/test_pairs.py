@@ -202,6 +202,21 @@ def test_the_state_of_other_pairs_is_refused():
         other.load_state_dict(one.state_dict())
 
 
+def test_of_many_samples_some_are_drawn_and_pairs_keep_their_numbers():
+    x, _ = _data(n=3000)
+    labels = torch.arange(3000) % 3
+    tracker = track_pairs(_mlp(), x, labels, pairs=8, max_samples=3000)
+    assert any("512 of the 3000 samples" in note for note in tracker.notes)
+    assert max(tracker.samples) > 1000
+    apart = {kind: [] for kind in ("near", "far")}
+    for (i, j), kind in zip(tracker.pairs, tracker.kinds, strict=True):
+        assert (labels[i] == labels[j]) == ("within a class" in kind)
+        apart["near" if "near" in kind else "far"].append(float((x[i] - x[j]).square().sum()))
+    assert max(apart["near"]) < min(apart["far"])
+    record = {one["pair"]: one["dx2"] for one in tracker.run_record()["pairs"]}
+    assert record == pytest.approx({f"{i}-{j}": float((x[i] - x[j]).square().sum()) for i, j in tracker.pairs})
+
+
 def test_pairs_of_every_kind_are_chosen_by_the_seed():
     x, _ = _data(60)
     x[7], x[9] = x[3], x[3]

@@ -48,7 +48,8 @@ def track_pairs(
             of an earlier one are left out.
         layers: as for `measure`. What is only given to the model does not change and is left out.
         forward: `forward(model, batch) → outputs`, where calling the model on a batch is not enough.
-        max_samples: samples to choose from at most, the first ones; those of pairs that are named may be any.
+        max_samples: samples to choose from at most, the first ones (of more than 512 of them, 512 that are drawn);
+            those of pairs that are named may be any.
         first_step: step at which the training begins.
         seed: of the choice, and of random states in a pass.
 

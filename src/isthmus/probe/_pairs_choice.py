@@ -22,6 +22,8 @@ Pair = tuple[int, int]
 
 _WHOLE = (torch.int16, torch.int32, torch.int64)
 _QUARTER = 0.25
+_MOST = 512
+"""Samples that pairs are chosen among, so that their number, which is squared, stays small."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +153,7 @@ def classes_of(targets: Tensor) -> Tensor | None:
 
 def choose_pairs(count: int, inputs: Inputs, targets: Tensor, seed: int) -> tuple[list[TrackedPair], list[str]]:
     """Pairs of every kind, as evenly as there are: within and across classes (or near and far in target), near and far
-    in input; samples that no pair has yet come first.
+    in input; samples that no pair has yet come first. Of more than 512 samples, 512 that are drawn are chosen among.
 
     Args:
         count: number of pairs.
@@ -165,14 +167,20 @@ def choose_pairs(count: int, inputs: Inputs, targets: Tensor, seed: int) -> tupl
     Raises:
         InputError: no two samples differ in their inputs.
     """
-    n, repeats = len(targets), inputs.repeats()
+    n, generator = len(targets), torch_generator(seed, "pairs")
+    if n > _MOST:
+        drawn = torch.randperm(n, generator=generator)[:_MOST].sort().values
+        chosen, notes = choose_pairs(count, inputs.taken(drawn.tolist()), targets[drawn], seed)
+        pairs = [TrackedPair((int(drawn[one.ends[0]]), int(drawn[one.ends[1]])), one.kind) for one in chosen]
+        return pairs, [f"pairs were chosen among {_MOST} of the {n} samples, drawn by the seed", *notes]
+    repeats = inputs.repeats()
     first, second = torch.triu_indices(n, n, 1)
     usable = ~(repeats[first] | repeats[second])
     first, second = first[usable], second[usable]
     notes = [f"{int(repeats.sum())} of {n} samples repeat the inputs of an earlier one and were left out"]
     if not len(first):
         raise InputError("samples", f"{n - int(repeats.sum())} with inputs that differ", "at least 2 to make a pair of")
-    order = torch.randperm(len(first), generator=torch_generator(seed, "pairs"))
+    order = torch.randperm(len(first), generator=generator)
     first, second = first[order], second[order]
     ends = [(int(i), int(j)) for i, j in zip(first, second, strict=True)]
     groups = _groups(inputs.roughly()[first, second], targets, first, second)
