@@ -54,7 +54,7 @@ def listed(values: Mapping[str, float], digits: int = 3) -> str:
 
 
 def fit_claims(found: Sequence[Followed], behind: Sequence[int] = ()) -> list[Claim]:
-    """Judge fits and forecasts; criteria were fixed before the networks were trained."""
+    """Judge fits and forecasts; criteria were fixed before a curve was looked at."""
     groups = by_name(found)
     if not any(one.fit is not None for one in found):
         return [claim("two-points", "three-curves", "not judged", "No network has curves that can be fitted.")]
