@@ -25,7 +25,7 @@ WORSE = 2.0
 
 
 def depth_claims(fits: Sequence[Mapping[int, TwoPointFit]], layers: int, behind: Sequence[int] = ()) -> list[Claim]:
-    """Judge where the theory fits best; criteria were fixed before a curve was looked at."""
+    """Judge where the theory fits best; criteria were fixed beforehand."""
     whole = [one for one in fits if len(one) == layers]
     if not whole or layers < 5:
         return [claim("depth-profile", "best-inside", "not judged", "No network has a fit at every one of 5 layers.")]
@@ -98,7 +98,7 @@ def figure_depth_profile(
 
 
 def alternative_claims(ratios: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Claim]:
-    """Judge other equations, by setting the misfit of each over the theory's; criteria were fixed before a curve was looked at."""
+    """Judge other equations, by setting the misfit of each over the theory's; criteria were fixed beforehand."""
     if not ratios:
         return [claim("alternatives", "theory-is-best", "not judged", "No network has curves that can be fitted.")]
     names = list(next(iter(ratios.values())))

@@ -103,7 +103,7 @@ def _errors(kept: Sequence[Followed], ratio: float) -> float:
 
 
 def grid_claims(groups: Mapping[str, Sequence[Followed]], behind: Sequence[int] = ()) -> list[Claim]:
-    """Judge how the final distance goes with those of inputs and targets; criteria were fixed before a curve was looked at."""
+    """Judge how the final distance goes with those of inputs and targets; criteria were fixed beforehand."""
     made: list[Claim] = []
     for end, found in groups.items():
         kept = [one for one in found if one.trace.diverged is None and one.loss <= CONVERGED]
@@ -202,7 +202,7 @@ def figure_grid(
 
 
 def scale_claims(groups: Mapping[str, Sequence[Followed]], behind: Sequence[int] = ()) -> list[Claim]:
-    """Judge the way from rich to lazy; criteria were fixed before a curve was looked at."""
+    """Judge the way from rich to lazy; criteria were fixed beforehand."""
     fitted = {name: [one for one in groups[name] if one.limit is not None] for name in GAINS if name in groups}
     fitted = {name: group for name, group in fitted.items() if group}
     if len(fitted) < 3:
