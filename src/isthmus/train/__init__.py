@@ -1,6 +1,11 @@
 """Training on the objectives of the theory (arXiv 2405.17573 and 2305.19008, docs/theory 1.2 and 3.1)."""
 
 from isthmus.train._checkpoint import CheckpointError as CheckpointError
+from isthmus.train._compress import Compressed as Compressed
+from isthmus.train._compress import DepthCurve as DepthCurve
+from isthmus.train._compress import DepthPoint as DepthPoint
+from isthmus.train._compress import compress as compress
+from isthmus.train._compress import depth_curve as depth_curve
 from isthmus.train._config import PRECISIONS as PRECISIONS
 from isthmus.train._config import FitConfig as FitConfig
 from isthmus.train._descent import Descent as Descent
@@ -16,6 +21,8 @@ from isthmus.train._objective import LOSS_REDUCTION as LOSS_REDUCTION
 from isthmus.train._objective import data_term as data_term
 from isthmus.train._objective import objective as objective
 from isthmus.train._objective import score as score
+from isthmus.train._resample import RESAMPLE_METHODS as RESAMPLE_METHODS
+from isthmus.train._resample import resample as resample
 from isthmus.train._ridge import RidgeConfig as RidgeConfig
 from isthmus.train._ridge import RidgeFit as RidgeFit
 from isthmus.train._ridge import RidgePoint as RidgePoint

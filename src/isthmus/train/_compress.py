@@ -1,0 +1,277 @@
+"""Fewer layers for a trained Leaky ResNet: loss against depth, and the smallest depth within a stated loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from isthmus._errors import DivergedError, InputError
+from isthmus.models import LeakyResNet, real_number, whole_number
+from isthmus.train._config import FitConfig
+from isthmus.train._loop import fit
+from isthmus.train._objective import check_samples, data_term, score
+from isthmus.train._resample import RESAMPLE_METHODS, resample
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthPoint:
+    """A network of one depth, judged.
+
+    Attributes:
+        method: how it was made, a method of `resample`.
+        depth: `L'`.
+        loss: data term on the samples; None where there is no such network, or none with finite outputs.
+        score: accuracy or R² there, NaN where it is not defined; None as `loss`.
+        note: why there is no number; else empty.
+    """
+
+    method: str
+    depth: int
+    loss: float | None
+    score: float | None
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class DepthCurve:
+    """Loss against depth (`depth_curve`, `compress`); printed as a table.
+
+    Attributes:
+        points: of all methods and depths, deep ones first; the full depth is among them.
+        full: the model itself.
+        loss_name: `square`, `mean_square` or `cross_entropy`.
+        score_name: `accuracy` or `r_squared`.
+    """
+
+    points: tuple[DepthPoint, ...]
+    full: DepthPoint
+    loss_name: str
+    score_name: str
+
+    def frame(self) -> pl.DataFrame:
+        """A row for each point: `method`, `depth`, `loss`, `score`, `note`; missing numbers are null."""
+        import polars as pl
+
+        schema = {"method": pl.String, "depth": pl.Int64, "loss": pl.Float64, "score": pl.Float64, "note": pl.String}
+        return pl.DataFrame([dataclasses.astuple(p) for p in self.points], schema=schema, orient="row").with_columns(
+            pl.col("score").fill_nan(None)
+        )
+
+    def chart(self) -> Any:
+        """Loss against depth, an `altair.Chart`: a line for each method, the full network dashed. `save` writes it."""
+        import altair as alt
+        import polars as pl
+
+        title = f"loss ({self.loss_name.replace('_', ' ')}, log scale)"
+        known = self.frame().filter(pl.col("loss") > 0)
+        lines = alt.Chart(known).mark_line(point=True).encode(
+            x=alt.X("depth:Q", title="layers", scale=alt.Scale(zero=False), axis=alt.Axis(format="d")),
+            y=alt.Y("loss:Q", title=title, scale=alt.Scale(type="log", nice=False)),
+            color=alt.Color("method:N", title="method"),
+            tooltip=["method", "depth", alt.Tooltip("loss:Q", format=".4~g"), alt.Tooltip("score:Q", format=".4~g")],
+        )  # fmt: skip
+        full = alt.Chart(pl.DataFrame({"loss": [self.full.loss]})).mark_rule(strokeDash=[4, 3]).encode(y="loss:Q")
+        return (lines + full).properties(width=520, height=280)
+
+    def __str__(self) -> str:
+        methods = list(dict.fromkeys(p.method for p in self.points))
+        found = {(p.depth, p.method): p for p in self.points}
+        rows = [("layers", *methods)]
+        for depth in dict.fromkeys(p.depth for p in self.points):
+            losses = [found[depth, m].loss if (depth, m) in found else None for m in methods]
+            rows.append((str(depth), *("–" if loss is None else f"{loss:.4g}" for loss in losses)))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        body = "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+        return f"loss ({self.loss_name.replace('_', ' ')}) by depth; full network: {self.full.loss:.4g}\n{body}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compressed:
+    """What `compress` returns.
+
+    Attributes:
+        model: the smaller network.
+        depth: its number of layers.
+        loss: its loss on the samples.
+        bound: the largest loss that was allowed.
+        curve: loss at every depth, after fine-tuning where there was some.
+    """
+
+    model: LeakyResNet
+    depth: int
+    loss: float
+    bound: float
+    curve: DepthCurve
+
+
+def depth_curve(
+    model: LeakyResNet,
+    x: Float[Tensor, "n features"],
+    y: Shaped[Tensor, "rows ..."],
+    *,
+    loss: str = "square",
+    depths: Sequence[int] | None = None,
+    methods: Sequence[str] = RESAMPLE_METHODS,
+    x_train: Float[Tensor, "m features"] | None = None,
+) -> DepthCurve:
+    """The loss of the model at other depths, before one is chosen (arXiv 2405.17573, docs/theory 1.2 and 1.3).
+
+    Each network is made by `resample` and judged by the data term `C`; nothing is trained. A depth that a method cannot
+    reach has a point that says why.
+
+    Args:
+        model: the network; it is left as it is.
+        x: samples to judge by: such as the model has not seen.
+        y: their targets.
+        loss: `square`, `mean_square` or `cross_entropy` (`data_term`).
+        depths: numbers of layers; 1 to `L` unless given. The full depth is judged in any case.
+        methods: of `resample`.
+        x_train: inputs by which layers are merged, refitted and dropped; `x` unless given.
+
+    Raises:
+        InputError: data that do not fit the model or the loss, a depth below 1, or an unknown method.
+
+    Example:
+        >>> net = LeakyResNet(8, 2, width=16, depth=6, effective_depth=2.0)
+        >>> curve = depth_curve(net, torch.randn(20, 8), torch.randn(20, 2), methods=["merge"])
+        >>> curve.full.depth, curve.points[0].depth
+        (6, 6)
+    """
+    x, y = _checked(model, x, y, loss)
+    full, _, name = _full(model, x, y, loss)
+    wanted = range(1, model.depth + 1) if depths is None else [whole_number("depths", depth) for depth in depths]
+    order = sorted({*wanted, model.depth}, reverse=True)
+    inputs = x if x_train is None else x_train
+    points = [_judged(_maker(model, depth, inputs, method), method, depth, x, y, loss)[0]
+              for depth in order for method in dict.fromkeys(methods)]  # fmt: skip
+    return DepthCurve(tuple(points), full, loss, name)
+
+
+def compress(
+    model: LeakyResNet,
+    x: Float[Tensor, "n features"],
+    y: Shaped[Tensor, "rows ..."],
+    *,
+    tolerance: float | int,
+    relative: bool = True,
+    loss: str = "square",
+    method: str = "refit",
+    x_train: Float[Tensor, "m features"] | None = None,
+    y_train: Shaped[Tensor, "train_rows ..."] | None = None,
+    finetune: FitConfig | None = None,
+) -> Compressed:
+    """The network of the fewest layers whose loss is within a tolerance (arXiv 2405.17573, docs/theory 1.2 and 1.3).
+
+    With `C` the loss of the model on the samples, a smaller network may have a loss of `(1 + tolerance) C`, or of
+    `C + tolerance` with `relative=False`. Every smaller depth is judged, since the loss need not rise as layers go: the
+    smallest that is within the bound is taken, also where a larger one is not. The samples choose the depth, so its
+    loss on them is a little too good; judge the result by others.
+
+    Args:
+        model: the network; it is left as it is.
+        x: samples to judge by, a validation set: such as the model has not seen.
+        y: their targets.
+        tolerance: at least 0.
+        relative: whether the tolerance is a share of the model's loss.
+        loss: `square`, `mean_square` or `cross_entropy`.
+        method: of `resample`.
+        x_train: inputs by which layers are chosen and refitted; `x` unless given.
+        y_train: their targets, for fine-tuning.
+        finetune: a short training (`fit`) of every smaller network on `x_train` and `y_train`, before it is judged.
+            Deterministic by its seed. Start from a small `learning_rate`: 3e-3, say.
+
+    Raises:
+        InputError: no smaller depth within the tolerance; a tolerance below 0; data that do not fit; fine-tuning
+            without training data, or for another loss.
+
+    Example:
+        >>> net = LeakyResNet(8, 2, width=16, depth=6, effective_depth=2.0)
+        >>> small = compress(net, torch.randn(50, 8), torch.randn(50, 2), tolerance=1.0)
+        >>> small.depth < 6, small.loss <= small.bound
+        (True, True)
+    """
+    x, y = _checked(model, x, y, loss)
+    allowed = real_number("tolerance", tolerance, "a finite number of at least 0", low=0.0)
+    if model.depth == 1:
+        raise InputError("model", "1 layer", "a network of at least 2 layers")
+    if finetune is not None and (x_train is None or y_train is None):
+        raise InputError("finetune", "no training data", "x_train and y_train with it")
+    if finetune is not None and finetune.loss != loss:
+        raise InputError("finetune", f"loss={finetune.loss!r}", f"the loss that is judged by, {loss!r}")
+    full, cost, name = _full(model, x, y, loss)
+    bound = (1 + allowed) * cost if relative else cost + allowed
+    inputs = x if x_train is None else x_train
+    points, chosen = [dataclasses.replace(full, method=method)], None
+    for depth in range(model.depth - 1, 0, -1):
+        make = _maker(model, depth, inputs, method)
+        if finetune is not None and x_train is not None and y_train is not None:
+            make = _tuned(make, x_train, y_train, finetune)
+        point, network = _judged(make, method, depth, x, y, loss)
+        points.append(point)
+        if point.loss is not None and network is not None and point.loss <= bound:
+            chosen = network, point.loss
+    curve = DepthCurve(tuple(points), full, loss, name)
+    if chosen is None:
+        best = min(points[1:], key=lambda p: math.inf if p.loss is None else p.loss)
+        reached = f"; the best is {best.loss:.4g} with {best.depth} layers" if best.loss is not None else ""
+        said = f"one that a depth below {model.depth} meets: the loss may be {bound:.4g} at most{reached}"
+        hint = "try a larger tolerance" + (", or fine-tuning (finetune)" if finetune is None else ", or more epochs")
+        raise InputError("tolerance", tolerance, said, hint)
+    return Compressed(chosen[0], chosen[0].depth, chosen[1], bound, curve)
+
+
+def _checked(model: LeakyResNet, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+    if x.shape[0] != y.shape[0]:
+        raise InputError("y", y.shape[0], f"as many rows as x ({x.shape[0]})")
+    check_samples(x, y, loss, model.in_features, model.out_features)
+    return x.to(model.weight), y.to(model.weight) if y.is_floating_point() else y.to(model.weight.device)
+
+
+def _maker(model: LeakyResNet, depth: int, inputs: Tensor, method: str) -> Callable[[], LeakyResNet]:
+    return lambda: resample(model, depth, inputs, method=method)
+
+
+def _tuned(make: Callable[[], LeakyResNet], x: Tensor, y: Tensor, config: FitConfig) -> Callable[[], LeakyResNet]:
+    def tuned() -> LeakyResNet:
+        made = make()
+        fit(made, x, y, config)
+        return made
+
+    return tuned
+
+
+def _judged(
+    make: Callable[[], LeakyResNet], method: str, depth: int, x: Tensor, y: Tensor, loss: str
+) -> tuple[DepthPoint, LeakyResNet | None]:
+    """The network's loss and score; where it cannot be made, why."""
+    try:
+        network = make()
+    except InputError as error:
+        if error.argument != "depth":
+            raise
+        return DepthPoint(method, depth, None, None, f"expected {error.expected}"), None
+    except DivergedError as error:
+        return DepthPoint(method, depth, None, None, str(error)), None
+    with torch.no_grad():
+        outputs = network(x)
+        value = float(data_term(loss, outputs, y))
+        if not math.isfinite(value):
+            return DepthPoint(method, depth, None, None, "outputs that are not finite"), None
+        return DepthPoint(method, depth, value, score(loss, outputs, y)[1]), network
+
+
+def _full(model: LeakyResNet, x: Tensor, y: Tensor, loss: str) -> tuple[DepthPoint, float, str]:
+    """The model itself, its loss, and the name of the score."""
+    point, _ = _judged(lambda: model, "full", model.depth, x, y, loss)
+    if point.loss is None:
+        raise InputError("model", point.note, "finite outputs on x", "the training may have diverged")
+    return point, point.loss, "accuracy" if loss == "cross_entropy" else "r_squared"
