@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from isthmus import InputError, track_pairs
 from isthmus._errors import RunFolderError
 from isthmus._records import Claim, RunFolder
 from isthmus.experiments import run_dynamics
+from isthmus.experiments._dynamics_fits import fit_layer
+from isthmus.experiments._dynamics_source import read_pairs
 from isthmus.theory import two_point_limit
 from pair_runs_support import ETA_H, ETA_MEAN, ETA_Y, PAIRS, PlantedRun
 
@@ -224,3 +227,12 @@ def test_without_arrays_everything_but_the_structure_is_said(tmp_path: Path) -> 
     assert _values(run, "two_point_share", "first") == [1.0]
     rows = run.metrics().filter(pl.col("metric") == "structure_correlation")
     assert set(rows["note"]) == {"the run holds no usable matrix pairs/inputs"}
+
+
+def test_a_good_fit_without_a_good_prediction_is_not_enough(tmp_path: Path) -> None:
+    fits = fit_layer(read_pairs(PlantedRun({"first": 1.0}).save(tmp_path / "run")), 0)
+    assert fits.described.all()
+    for error in (fits.error + 0.11, np.full_like(fits.error, np.nan)):
+        worse = dataclasses.replace(fits, error=error)
+        assert worse.fit_well.all()
+        assert not worse.described.any()

@@ -74,7 +74,7 @@ def _regime(summaries: Sequence[LayerSummary]) -> Claim | None:
             which = (
                 "every layer" if len(found) == len(summaries) and len(found) > 1
                 else f"{len(found)} layers ({_names(found)})" if len(found) > 1
-                else found[0].layer
+                else f"layer {found[0].layer}"
             )  # fmt: skip
             parts.append(f"{words}: {which}.")
     values = {regime: sum(one.regime == regime for one in known) for regime in _REGIMES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -206,6 +207,7 @@ def _courses(run: RunView, dynamics: Dynamics, fits: Cells, budget: Budget) -> S
     figure.notes.extend(notes)
     labels = tuple(_pair_label(dynamics, j) for j in pairs.tolist())
     choices = Choice("layer", "Layer", tuple(names), at[0]), Choice("pair", "Pair", labels, at[1])
+    figure = dataclasses.replace(figure, source=f"{names[at[0]]}, pair {dynamics.pairs[pairs[at[1]]]}")
     return Section("curves", title, intro, [], [], chooser=Chooser("curves-at", choices, [figure]))
 
 
