@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from isthmus.probe import _monitor_schedule
 
 ROOT = Path(__file__).parents[2]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+SHORTEST = "effective-theory.md"
 RUNNABLE = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").rglob("*.md"))]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n(?P<code>.*?)^(?P=indent)```", re.M | re.S)
@@ -50,6 +55,42 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         exec(compile("\n" * line + code, str(page), "exec"), namespace)  # one page is one session
     if "trainer" in namespace:  # the page of such a training has a slider worth the name
         assert len(namespace["callback"].monitor.steps) > 5
+
+
+@pytest.fixture(scope="module")
+def printed() -> ModuleType:
+    """docs/tools/printed.py, which is no package."""
+    where = ROOT / "docs" / "tools" / "printed.py"
+    spec = importlib.util.spec_from_file_location("printed", where)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "page", [pytest.param(p, id=p.name, marks=[] if p.name == SHORTEST else pytest.mark.slow) for p in TUTORIALS]
+)
+def test_tutorials_print_what_they_show(
+    page: Path, printed: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.set_default_dtype(torch.float32)  # as a reader's session begins
+    results = printed.run(page.read_text(encoding="utf-8"), str(page))
+    assert len(results) >= 5
+    assert [(said, got) for said, got in results if not printed.agree(said, got)] == []
+
+
+def test_what_is_printed_is_compared(printed: ModuleType) -> None:
+    assert printed.agree("depth  4: 11.83 ███", "depth 4: 11.84 ██")
+    assert not printed.agree("depth  4: 11.83", "depth 4: 14.8")
+    assert not printed.agree("Keeps 3 dimensions", "Keeps 2 dimensions")
+    assert not printed.agree("clear peak", "no clear peak")
+    assert printed.agree("cost_rank 1.9 ± 0.4", "cost_rank 1.9 ± 0.6")
+    page = "```python\nprint(2)\n```\n\n```text\n1\n```\n"
+    assert printed.run(page, "page") == [("1\n", "2\n")]
+    assert printed.rewritten(page, [("1\n", "2\n")]) == page.replace("1\n", "2\n")
 
 
 def test_readme_has_a_python_block() -> None:
