@@ -106,3 +106,45 @@ def test_what_cannot_be_added_adds_nothing() -> None:
         CrossAccumulator().update(
             StreamAccumulator().update(torch.ones(3, 2)), StreamAccumulator().update(torch.ones(2, 2))
         )
+
+
+@pytest.mark.parametrize("sizes", [(4, 7, 2), (0, 5, 3), (6, 0, 0)])
+def test_merged_sums_are_those_of_all_samples(sizes: tuple[int, ...]) -> None:
+    a, s = torch.randn(sum(sizes), 3) + 5, torch.randn(sum(sizes), 2) - 4
+    held = [(StreamAccumulator(), StreamAccumulator(), CrossAccumulator()) for _ in sizes]
+    for (left, right, cross), x, y in zip(held, a.split(sizes), s.split(sizes), strict=True):
+        if len(x):
+            cross.update(left.update(x), right.update(y))
+    for other in held[1:]:
+        for mine, theirs in zip(held[0], other, strict=True):
+            before = {name: value.clone() for name, value in theirs.parts().items()}
+            mine.merge(theirs.parts())
+            assert all(torch.equal(value, before[name]) for name, value in theirs.parts().items())
+    left, right, cross = held[0]
+    m = left.result()
+    assert m.n == cross.n == right.n == len(a)
+    torch.testing.assert_close(m.mean, a.mean(0), rtol=1e-13, atol=0)
+    torch.testing.assert_close(m.centred_gram, (a - a.mean(0)).T @ (a - a.mean(0)), rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(cross.result(), a.T @ s, rtol=1e-12, atol=1e-11)
+    assert m.negative_norm_sq == pytest.approx(float(a.clamp(max=0).square().sum()))
+
+
+def test_merged_sums_are_not_those_of_the_other() -> None:
+    mine, theirs = StreamAccumulator(), StreamAccumulator()
+    theirs.update(torch.ones(2, 3))
+    mine.merge(theirs.parts())
+    mine.update(torch.zeros(2, 3))
+    assert theirs.result().gram.tolist() == [[2.0] * 3] * 3
+    assert mine.result().n == 4
+    assert mine.result().eps == theirs.result().eps
+
+
+def test_merging_other_widths_is_an_error() -> None:
+    narrow, wide = StreamAccumulator(), StreamAccumulator()
+    cross, other = CrossAccumulator(), CrossAccumulator()
+    cross.update(narrow.update(torch.ones(3, 2)), narrow.update(torch.ones(3, 2)))
+    other.update(wide.update(torch.ones(3, 4)), wide.update(torch.ones(3, 4)))
+    with pytest.raises(InputError, match="width 4"):
+        narrow.merge(wide.parts())
+    with pytest.raises(InputError, match="widths"):
+        cross.merge(other.parts())

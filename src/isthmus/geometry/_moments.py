@@ -161,6 +161,36 @@ class PathAccumulator:
         self._n += n
         self._eps = max(self._eps, float(torch.finfo(path.dtype).eps))
 
+    def parts(self) -> dict[str, Tensor]:
+        """The sums so far, in float64, for `merge`; empty before the first batch."""
+        if not self._sums:
+            return {}
+        numbers = (("n", self._n), ("eps", self._eps))
+        return {name: self._sums["total"].new_tensor(value) for name, value in numbers} | self._sums
+
+    def merge(self, parts: dict[str, Tensor]) -> None:
+        """Add the sums of another accumulator (`parts` of it), as if its samples had come here.
+
+        Raises:
+            InputError: another shape, or momenta in only one of them.
+        """
+        m = int(parts["n"]) if parts else 0
+        if not m:
+            return
+        nodes, width, features = parts["cross"].shape
+        with_momenta = "m.before" in parts
+        if self._shapes is None:
+            self._shapes, self._with_momenta = (nodes, width, features), with_momenta
+        if (nodes, width, features, with_momenta) != (*self._shapes, self._with_momenta):
+            raise InputError("parts", (nodes, width, features, with_momenta), "the (nodes, width, features, momenta) "
+                             f"here, {(*self._shapes, self._with_momenta)}")  # fmt: skip
+        for name, value in parts.items():
+            if name not in ("n", "eps"):
+                here = self._sums.get(name)
+                self._sums[name] = value.clone() if here is None else here + value.to(here.device)
+        self._n += m
+        self._eps = max(self._eps, float(parts["eps"]))
+
     def result(self) -> PathMoments:
         """The moments so far. Raises `InputError` before the first batch."""
         if not self._sums:

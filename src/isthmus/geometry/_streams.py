@@ -165,6 +165,37 @@ class StreamAccumulator:
         self._eps = max(self._eps, float(torch.finfo(exact.dtype).eps))
         return Shifted(rows, shifted, total)
 
+    def parts(self) -> dict[str, Tensor]:
+        """The sums so far, in float64, for `merge`; empty before the first batch."""
+        if not self.n:
+            return {}
+        numbers = (("n", self.n), ("eps", self._eps), ("negative", float(self._negative)))
+        return {name: self._mean.new_tensor(value) for name, value in numbers} | {
+            "mean": self._mean, "gram": self._gram,
+        }  # fmt: skip
+
+    def merge(self, parts: dict[str, Tensor]) -> None:
+        """Add the sums of another accumulator (`parts` of it), as if its samples had come here.
+
+        Raises:
+            InputError: another width.
+        """
+        m, old = int(parts["n"]) if parts else 0, self.n
+        if not m:
+            return
+        mean, gram = (parts[name].to(self._mean.device) for name in ("mean", "gram"))
+        if old and mean.shape != self._mean.shape:
+            raise InputError("parts", f"width {mean.shape[0]}", f"the width here, {self._mean.shape[0]}")
+        if old:
+            gap = mean - self._mean
+            self._gram.add_(gram).addr_(gap, gap, alpha=old * m / (old + m))
+            self._mean = self._mean + gap * (m / (old + m))
+        else:
+            self._gram, self._mean = gram.clone(), mean.clone()
+        self.n = old + m
+        self._negative = self._negative + float(parts["negative"])
+        self._eps = max(self._eps, float(parts["eps"]))
+
     def result(self) -> StreamMoments:
         """The moments so far. Raises `InputError` before the first batch."""
         if not self.n:
@@ -215,6 +246,32 @@ class CrossAccumulator:
             self._sum, self._left, self._right = product.double(), first, second
         self._sum.addr_(left.total, right.total, alpha=-1 / m)  # about the batch's own means
         self.n += m
+
+    def parts(self) -> dict[str, Tensor]:
+        """The sums so far, in float64, for `merge`; empty before the first batch."""
+        if not self.n:
+            return {}
+        return {"n": self._left.new_tensor(self.n), "sum": self._sum, "left": self._left, "right": self._right}
+
+    def merge(self, parts: dict[str, Tensor]) -> None:
+        """Add the sums of another accumulator (`parts` of it), as if its samples had come here.
+
+        Raises:
+            InputError: other widths.
+        """
+        m, old = int(parts["n"]) if parts else 0, self.n
+        if not m:
+            return
+        total, left, right = (parts[name].to(self._sum.device) for name in ("sum", "left", "right"))
+        if old and total.shape != self._sum.shape:
+            raise InputError("parts", f"widths {tuple(total.shape)}", f"the widths here, {tuple(self._sum.shape)}")
+        if old:
+            gap, other, share = left - self._left, right - self._right, m / (old + m)
+            self._sum.add_(total).addr_(gap, other, alpha=old * share)
+            self._left, self._right = self._left + gap * share, self._right + other * share
+        else:
+            self._sum, self._left, self._right = total.clone(), left.clone(), right.clone()
+        self.n = old + m
 
     def result(self) -> Float[Tensor, "width features"]:
         """`A Sᵀ` so far. Raises `InputError` before the first batch."""

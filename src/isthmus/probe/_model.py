@@ -17,7 +17,7 @@ from isthmus.probe._aligned import check_alignment_samples, measured_alignment
 from isthmus.probe._assemble import EVERYWHERE, assemble, measure_leaky
 from isthmus.probe._baseline import fresh_model
 from isthmus.probe._measurement import Measurement
-from isthmus.probe._one import Forward, first_batch, measure_one
+from isthmus.probe._one import Forward, contribute, first_batch, measure_one
 from isthmus.probe._options import options_of
 from isthmus.probe._path_model import path_model, path_of
 from isthmus.probe._pretrained import with_origin
@@ -25,6 +25,7 @@ from isthmus.probe._pretrained_samples import PretrainedSamples
 from isthmus.probe._progress import progress_bar
 from isthmus.probe._propagated_rows import measured_signals
 from isthmus.probe._select import BLOCKS
+from isthmus.probe._shards import Shards, meeting, shard_notes
 from isthmus.probe._stacks import STACK, stacks_in
 
 
@@ -47,6 +48,7 @@ def measure(
     jacobian_samples: int = 16,
     alignment_samples: int = 128,
     ridge: float | int | None = None,
+    sharded: bool = False,
     seed: int = 0,
 ) -> Measurement:
     """Measure where a model works, how many dimensions survive, and which layers are idle.
@@ -88,6 +90,12 @@ def measure(
         alignment_samples: samples (the first ones) on which alignment and signal propagation are computed, two
             backward passes for each output; 0 for none.
         ridge: `λ` of the objective, for the Hamiltonian of a Leaky ResNet (with targets and a loss).
+        sharded: whether the data here are this process's part of them, and the processes of `torch.distributed` measure
+            all parts together. Call it on every process, with the same model and options; all get the same
+            `Measurement`: that of one process with the data of process 0, then those of process 1, and so on, to
+            rounding. Jacobian, certificate, alignment and signals are taken at the first samples of process 0. What a
+            `DistributedSampler` repeats so that all processes have equally many does not count. If one process stops
+            with an error, so do all.
         seed: of random states during the measurement, and of the baseline.
 
     Returns:
@@ -96,6 +104,7 @@ def measure(
     Raises:
         InputError: what cannot be used: an unknown pattern or metric, data that do not fit, no targets for a loss.
         ModelError: the model raised an error; it is the cause.
+        IsthmusError: another process has stopped (`sharded`).
 
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
@@ -103,63 +112,90 @@ def measure(
         >>> len(found.layers)  # the input of the first layer, and two layers
         3
     """
-    placed, options, notes = options_of(
-        model, layers=layers, targets=targets, loss=loss, forward=forward, max_samples=max_samples, device=device,
-        metrics=metrics, batch_size=batch_size, max_memory=max_memory, jacobian_samples=jacobian_samples, seed=seed,
-    )  # fmt: skip
-    check_alignment_samples(alignment_samples)
-    if isinstance(data, PretrainedSamples):
-        notes = [*notes, *data.notes]
-    along = path_of(placed, path)
-    started = time.perf_counter()
-    if isinstance(placed, LeakyResNet) and path is None and forward is None and layers == BLOCKS and baseline is None:
-        with progress_bar(progress) as bar:
-            return measure_leaky(placed, data, options, notes, bar, ridge=ridge, alignment_samples=alignment_samples)
-    known = EVERYWHERE | (STACK if stacks_in(placed) else frozenset())
-    if options.metrics is not None and options.metrics - known:
-        raise InputError("metrics", sorted(options.metrics - known)[0], "a metric of any model (this one is of a "
-                         "Leaky ResNet, or of training)", f"known: {', '.join(sorted(known))}")  # fmt: skip
-    if ridge is not None:
-        raise InputError("ridge", ridge, "None where no path of a Leaky ResNet is measured",
-                         "the ridge is for the Hamiltonian of a LeakyResNet")  # fmt: skip
-    if (baseline is not None or along is not None) and read_once(data):
-        asked = "baseline" if baseline is not None else "path"
-        raise InputError("data", type(data).__name__, f"data that can be read twice, for {asked}",
-                         "give tensors, a DataLoader, or a list of batches")  # fmt: skip
-    with progress_bar(progress) as bar:
-        subject = placed
-        if along is not None:
-            first = first_batch(placed, data, options)
-            subject, options = path_model(placed, along, first), dataclasses.replace(options, layers="path.*")
-        main = measure_one(subject, data, options, bar)
-        other = aligned_other = initial = None
-        if baseline is not None:
-            fresh = fresh_model(placed, baseline, options.seed)
-            again = path_of(fresh, path)
-            subject = fresh if again is None else path_model(fresh, again, first_batch(fresh, data, options))
-            other = measure_one(subject, data, options, bar, baseline="init", jacobian=False)
-            aligned_other = measured_alignment(fresh, data, options, alignment_samples, bar, along=again is not None)
-            initial = measured_signals(fresh, data, options, alignment_samples, bar, along=again is not None)
-        aligned = measured_alignment(placed, data, options, alignment_samples, bar, along=along is not None)
-        signals = measured_signals(placed, data, options, alignment_samples, bar, along=along is not None)
-        table = MetricTable()
-        main.numbers.write(table, lambda done, total: bar("spectra", done, total))
-        if other is not None:
-            other.numbers.write(table, lambda done, total: bar("baseline: spectra", done, total))
-        found = assemble(
-            placed,
-            main,
-            other,
-            aligned,
-            aligned_other,
-            signals,
-            initial,
-            table,
-            options,
-            notes,
-            time.perf_counter() - started,
-        )
-        return with_origin(found, data)
+
+    def measured(shards: Shards | None) -> Measurement | None:
+        placed, options, notes = options_of(
+            model, layers=layers, targets=targets, loss=loss, forward=forward, max_samples=max_samples, device=device,
+            metrics=metrics, batch_size=batch_size, max_memory=max_memory, jacobian_samples=jacobian_samples, seed=seed,
+        )  # fmt: skip
+        options = dataclasses.replace(options, shards=shards)
+        helps = shards is not None and shards.rank > 0
+        notes = [*notes, *shard_notes(shards, data)]
+        check_alignment_samples(alignment_samples)
+        if isinstance(data, PretrainedSamples):
+            notes = [*notes, *data.notes]
+        along = path_of(placed, path)
+        started = time.perf_counter()
+        plain = path is None and forward is None and layers == BLOCKS and baseline is None
+        if isinstance(placed, LeakyResNet) and plain:
+            if shards is not None:
+                raise InputError("sharded", True, "False for a Leaky ResNet, which is measured along its path at once",
+                                 "measure it on one process, or its modules with path=False")  # fmt: skip
+            with progress_bar(progress) as bar:
+                return measure_leaky(
+                    placed, data, options, notes, bar, ridge=ridge, alignment_samples=alignment_samples
+                )
+        known = EVERYWHERE | (STACK if stacks_in(placed) else frozenset())
+        if options.metrics is not None and options.metrics - known:
+            raise InputError("metrics", sorted(options.metrics - known)[0], "a metric of any model (this one is of a "
+                             "Leaky ResNet, or of training)", f"known: {', '.join(sorted(known))}")  # fmt: skip
+        if ridge is not None:
+            raise InputError("ridge", ridge, "None where no path of a Leaky ResNet is measured",
+                             "the ridge is for the Hamiltonian of a LeakyResNet")  # fmt: skip
+        if (baseline is not None or along is not None) and read_once(data):
+            asked = "baseline" if baseline is not None else "path"
+            raise InputError("data", type(data).__name__, f"data that can be read twice, for {asked}",
+                             "give tensors, a DataLoader, or a list of batches")  # fmt: skip
+        with progress_bar(progress and not helps) as bar:
+            subject = placed
+            if along is not None:
+                first = first_batch(placed, data, options)
+                subject, options = path_model(placed, along, first), dataclasses.replace(options, layers="path.*")
+            if helps:
+                contribute(subject, data, options, bar)
+            main = None if helps else measure_one(subject, data, options, bar)
+            other = aligned_other = initial = None
+            if baseline is not None:
+                fresh = fresh_model(placed, baseline, options.seed)
+                again = path_of(fresh, path)
+                subject = fresh if again is None else path_model(fresh, again, first_batch(fresh, data, options))
+                if helps:
+                    contribute(subject, data, options, bar)
+                    return None
+                other = measure_one(subject, data, options, bar, baseline="init", jacobian=False)
+                aligned_other = measured_alignment(
+                    fresh, data, options, alignment_samples, bar, along=again is not None
+                )
+                initial = measured_signals(fresh, data, options, alignment_samples, bar, along=again is not None)
+            if main is None:
+                return None
+            aligned = measured_alignment(placed, data, options, alignment_samples, bar, along=along is not None)
+            signals = measured_signals(placed, data, options, alignment_samples, bar, along=along is not None)
+            table = MetricTable()
+            main.numbers.write(table, lambda done, total: bar("spectra", done, total))
+            if other is not None:
+                other.numbers.write(table, lambda done, total: bar("baseline: spectra", done, total))
+            found = assemble(
+                placed,
+                main,
+                other,
+                aligned,
+                aligned_other,
+                signals,
+                initial,
+                table,
+                options,
+                notes,
+                time.perf_counter() - started,
+            )
+            return with_origin(found, data)
+
+    if not sharded:
+        found = measured(None)
+        assert found is not None
+        return found
+    with meeting() as shards:
+        return shards.everywhere(lambda: measured(shards))
 
 
 def read_once(data: Any) -> bool:

@@ -22,11 +22,12 @@ from isthmus.probe._chains import Chain, find_chains
 from isthmus.probe._guard import untouched
 from isthmus.probe._losses import outputs_of
 from isthmus.probe._numbers import COST, Numbers, WeightMatrix, weight_matrices
-from isthmus.probe._pass import LossOf, run_pass
+from isthmus.probe._pass import LossOf, PassResult, run_pass
 from isthmus.probe._path_model import PathModel
 from isthmus.probe._plan import PassPlan, plan_pass
 from isthmus.probe._progress import Progress
 from isthmus.probe._select import BLOCKS, select_sites
+from isthmus.probe._shards import Shards
 from isthmus.probe._stacks import WatchedStack, watch_stacks
 from isthmus.probe._survey import Survey, run_model, survey_model
 from isthmus.probe._tensors import concatenated, mapped, tensors_in
@@ -52,6 +53,7 @@ class MeasureOptions:
     jacobian_samples: int
     metrics: frozenset[str] | None
     seed: int
+    shards: Shards | None = None
 
     @property
     def backward(self) -> bool:
@@ -139,28 +141,32 @@ def placing(model: nn.Module, notes: list[str]) -> Callable[[Tensor], Tensor]:
 
 def _opened(model: nn.Module, data: Any, options: MeasureOptions) -> Batches:
     notes: list[str] = []
+    shards, most = options.shards, options.max_samples
     batches = Batches(
         data, model, targets=options.targets, own_forward=options.forward is not None,
-        max_samples=options.max_samples, batch_size=options.batch_size, place=placing(model, notes),
+        max_samples=most if shards is None else shards.share(data, most), batch_size=options.batch_size,
+        place=placing(model, notes),
     )  # fmt: skip
     batches.notes = notes
     return batches
 
 
 def first_batch(model: nn.Module, data: Any, options: MeasureOptions) -> Batch:
-    """The first batch of data that can be read again."""
+    """The first batch of data that can be read again; of several processes that of the first one."""
     with untouched(model, options.seed):
-        return next(iter(_opened(model, data, options)))
+        first = next(iter(_opened(model, data, options)))
+        return first if options.shards is None else options.shards.begin(model, first)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-    """A model inside `untouched`, ready for its pass."""
+    """A model inside `untouched`, ready for its pass; `like` is the batch that was surveyed."""
 
     handles: list[RemovableHandle]
     batches: Batches
     rest: Iterator[Batch]
     first: Batch
+    like: Batch
     survey: Survey
     plan: PassPlan
     chains: tuple[Chain, ...]
@@ -173,20 +179,23 @@ def prepared(model: nn.Module, data: Any, options: MeasureOptions) -> Generator[
     with untouched(model, options.seed) as handles:
         batches = _opened(model, data, options)
         rest = iter(batches)
-        first = next(rest)
+        first, shards, most = next(rest), options.shards, options.max_memory
+        like = first if shards is None else shards.begin(model, first)
+        if shards is not None and most is None:
+            most = shards.memory(device)
         for (
             parameter
         ) in model.parameters():  # frozen ones hide what is computed from what; `untouched` freezes them again
             if parameter.is_floating_point() and parameter.is_leaf:
                 parameter.requires_grad_(True)
-        survey = survey_model(model, first, handles, forward=options.forward)
+        survey = survey_model(model, like, handles, forward=options.forward)
         sites = select_sites(survey, options.layers)
-        plan = plan_pass(survey, sites, first, gradients=options.backward, max_memory=options.max_memory,
+        plan = plan_pass(survey, sites, like, gradients=options.backward, max_memory=most,
                          device=device, costs=options.metrics is None or bool(options.metrics & set(COST)))  # fmt: skip
         wanted = options.jacobian_samples > 0 and wanted_of(options.metrics)
         chains = find_chains(survey) if wanted and not isinstance(model, PathModel) else ()
         survey.tensors.clear()
-        yield Prepared(handles, batches, rest, first, survey, plan, chains)
+        yield Prepared(handles, batches, rest, first, like, survey, plan, chains)
 
 
 class _Kept:
@@ -216,25 +225,41 @@ class _Kept:
         return dataclasses.replace(first, args=args, kwargs=kwargs, whole=given, masks=masks, size=size)
 
 
+def _passed(
+    model: nn.Module, ready: Prepared, options: MeasureOptions, bar: Progress, label: str
+) -> tuple[_Kept, PassResult, list[WatchedStack]]:
+    """The pass: the first samples, what it says, and the stacks; of several processes together on the first one."""
+    plan, survey, handles = ready.plan, ready.survey, ready.handles
+    if not any(one.track is not None for one in plan.sites):
+        reasons = "; ".join(f"{one.site.label}: {one.why}" for one in plan.sites[:3])
+        raise InputError("layers", layers_text(options.layers), "at least one module that can be measured", reasons)
+    kept = _Kept(ready.first, ready.rest, options.jacobian_samples)
+    stacks = watch_stacks(model, ready.like.masks, options.metrics, handles)
+    result = run_pass(
+        model, kept, plan, survey, handles, forward=options.forward, loss=options.loss, backward=options.backward,
+        progress=lambda done: bar(label, done, ready.batches.total),
+    )  # fmt: skip
+    for handle in handles:
+        handle.remove()
+    if options.shards is not None:
+        result = options.shards.add_up(plan, result, stacks, survey)
+    return kept, result, stacks
+
+
+def contribute(model: nn.Module, data: Any, options: MeasureOptions, bar: Progress) -> None:
+    """A pass over this process's part of the data, whose sums the first process takes."""
+    with prepared(model, data, options) as ready:
+        _passed(model, ready, options, bar, "batches")
+
+
 def measure_one(
     model: nn.Module, data: Any, options: MeasureOptions, bar: Progress, *, baseline: str = "",
     jacobian: bool = True,
 ) -> Measured:  # fmt: skip
     """One model through one pass, its weights, and its Jacobian."""
     with prepared(model, data, options) as ready:
-        handles, batches, survey, plan = ready.handles, ready.batches, ready.survey, ready.plan
-        if not any(one.track is not None for one in plan.sites):
-            reasons = "; ".join(f"{one.site.label}: {one.why}" for one in plan.sites[:3])
-            raise InputError("layers", layers_text(options.layers), "at least one module that can be measured", reasons)
-        label = f"{'baseline: ' if baseline else ''}batches"
-        kept = _Kept(ready.first, ready.rest, options.jacobian_samples)
-        stacks = watch_stacks(model, ready.first.masks, options.metrics, handles)
-        result = run_pass(
-            model, kept, plan, survey, handles, forward=options.forward, loss=options.loss, backward=options.backward,
-            progress=lambda done: bar(label, done, batches.total),
-        )  # fmt: skip
-        for handle in handles:
-            handle.remove()
+        batches, survey, plan = ready.batches, ready.survey, ready.plan
+        kept, result, stacks = _passed(model, ready, options, bar, f"{'baseline: ' if baseline else ''}batches")
         for one in stacks:
             one.finish()
         found, why = None, "not asked for"

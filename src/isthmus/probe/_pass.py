@@ -20,6 +20,7 @@ from isthmus.probe._tensors import kept_rows, main_tensor, mapped, observation_s
 LossOf = Callable[[Any, Batch], Tensor]
 """`(outputs, batch) → mean loss of the batch`."""
 
+NOT_REACHED = "its weight layer was not reached"
 _NOT_FINITE = "its values are not finite (NaN or infinite), first in batch {batch}"
 
 
@@ -309,7 +310,7 @@ def run_pass(
             progress(done)
     for product in plan.products:
         if not product.same and not product.failed and not product.sum.n:
-            product.failed = product.left.failed or product.right.failed or "its weight layer was not reached"
+            product.failed = product.left.failed or product.right.failed or NOT_REACHED
     first_bad = min(collector.bad)[1] if collector.bad else ""
     value = total / weight if loss is not None and weight else None
     return PassResult(done, weight, number, value, first_bad, tuple(sorted(map(module_name, collector.unlike))))

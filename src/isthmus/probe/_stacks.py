@@ -71,6 +71,7 @@ class WatchedStack:
         why: the reason, or an empty string.
         energies: of the pass, once it is over.
         n: observations behind them.
+        moments: what they are computed from.
     """
 
     name: str
@@ -78,7 +79,7 @@ class WatchedStack:
     why: str = ""
     energies: Energies | None = None
     n: int = 0
-    _moments: PathAccumulator = dataclasses.field(default_factory=PathAccumulator)
+    moments: PathAccumulator = dataclasses.field(default_factory=PathAccumulator)
     _end: Tensor | None = None
 
     def watch(self, handles: list[RemovableHandle]) -> None:
@@ -102,7 +103,7 @@ class WatchedStack:
                 features = torch.cat([features, torch.ones_like(features[..., :1])], -1)
             self._end = path[-1]
             try:
-                self._moments.update(path, features)
+                self.moments.update(path, features)
             except InputError as error:
                 self.why = str(error)
 
@@ -127,7 +128,7 @@ class WatchedStack:
             return
         weight, bias = found
         try:
-            moments = self._moments.result()
+            moments = self.moments.result()
         except InputError:
             self.why = "never called"
             return

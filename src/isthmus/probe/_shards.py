@@ -1,0 +1,276 @@
+"""One measurement of several processes: each runs its part of the data, and the first one takes the sums."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import socket
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from isthmus._errors import InputError, IsthmusError
+from isthmus.geometry import CrossAccumulator, PathAccumulator, StreamAccumulator
+from isthmus.probe._batches import Batch
+from isthmus.probe._pass import NOT_REACHED, PassResult
+from isthmus.probe._plan import SHARE_OF_MEMORY, PassPlan, available_memory
+from isthmus.probe._stacks import WatchedStack
+from isthmus.probe._survey import SURVEY_SAMPLES, Survey
+from isthmus.probe._tensors import mapped, tensors_in
+
+_LONGEST = datetime.timedelta(days=1)
+"""How long a process waits for another that is at work; for one that never comes, as long as torch's default."""
+
+Value = TypeVar("Value")
+Mergeable = StreamAccumulator | CrossAccumulator | PathAccumulator
+_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class _ElsewhereError(IsthmusError):
+    """Another process has stopped."""
+
+
+@contextmanager
+def meeting() -> Generator[Shards]:
+    """The processes of the default group, over a group of their own on the CPU.
+
+    Raises:
+        InputError: there is no process group.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        raise InputError("sharded", True, "processes that know each other",
+                         "start them with torchrun and call torch.distributed.init_process_group first")  # fmt: skip
+    here: Any = dist.new_group(backend="gloo")  # waits for all
+    dist.destroy_process_group(here)
+    group: Any = dist.new_group(backend="gloo", timeout=_LONGEST)
+    try:
+        yield Shards(group)
+    finally:
+        dist.destroy_process_group(group)
+
+
+class Shards:
+    """This process among those that measure together.
+
+    Whatever goes wrong in one of them is told to the others where they meet next, so that none waits for ever.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    def _gathered(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value, group=self._group)
+        return found
+
+    def meet(self, value: Any = None) -> list[Any]:
+        """What every process brings, in order.
+
+        Raises:
+            IsthmusError: one of them has stopped.
+        """
+        found = self._gathered(("", value))
+        for rank, (error, _) in enumerate(found):
+            if error:
+                raise _ElsewhereError(f"process {rank} of {self.size} has stopped: {error}")
+        return [brought for _, brought in found]
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process brings, on all of them."""
+        held = [value if self.rank == 0 else None]
+        dist.broadcast_object_list(held, src=0, group=self._group)
+        return held[0]
+
+    def everywhere(self, function: Callable[[], Value | None]) -> Value:
+        """Run `function`, and return what it gave on the first process; if it fails on one, it fails on all."""
+        try:
+            made = function()
+        except _ElsewhereError:
+            raise
+        except Exception as error:
+            self._gathered((" ".join(str(error).split()) or type(error).__name__, None))
+            raise
+        self.meet()
+        return cast("Value", self.from_first(made))
+
+    # ── before the pass ──────────────────────────────────────────────────────────────────────────────────────
+
+    def share(self, data: Any, max_samples: int | None) -> int | None:
+        """Samples this process reads at most: none that a `DistributedSampler` repeats to fill up the last round.
+
+        Raises:
+            InputError: nothing is left for this process, or the sampler is that of another.
+        """
+        shares: list[int] = []
+        if max_samples is not None:
+            shares.append(max_samples // self.size + (self.rank < max_samples % self.size))
+            if max_samples < self.size:
+                raise InputError("max_samples", max_samples, f"at least one sample for each of {self.size} processes")
+        sampler = sampler_of(data)
+        if sampler is not None:
+            if (sampler.rank, sampler.num_replicas) != (self.rank, self.size):
+                raise InputError("data", f"the part of process {sampler.rank} of {sampler.num_replicas}",
+                                 f"the part of process {self.rank} of {self.size}",
+                                 "make the DistributedSampler without num_replicas and rank")  # fmt: skip
+            n = len(cast("Any", sampler.dataset))
+            shares.append(len(range(self.rank, n, self.size)))
+            if n < self.size:
+                raise InputError("data", f"{n} samples", f"at least one for each of {self.size} processes")
+        return min(shares, default=None)
+
+    def memory(self, device: torch.device) -> int:
+        """Bytes that the sums may take on every process, where it is not said: half of what is free, shared."""
+        found = self.meet((socket.gethostname(), str(device), available_memory(device)))
+        places = [place for *place, _ in found]
+        return int(min(SHARE_OF_MEMORY * free / places.count(place) for *place, free in found))
+
+    def begin(self, model: nn.Module, first: Batch) -> Batch:
+        """The first samples of the first process, from which all plan the same pass.
+
+        Buffers are those of the first process from here on (running means differ in a distributed training).
+
+        Raises:
+            InputError: weights that differ between the processes, or the same data on all of them.
+        """
+        buffers = {name: _summed(b) for name, b in model.named_buffers()}
+        weights = {name: _summed(p) for name, p in model.named_parameters()}
+        weights |= {name: known[:2] for name, known in buffers.items()}  # what they hold may differ
+        inputs = [_summed(t) for t in tensors_in((first.args, first.kwargs))]
+        found = self.meet((weights, buffers, inputs))
+        for rank, (other, _, seen) in enumerate(found[1:], start=1):
+            unlike = sorted(name for name in {*other, *found[0][0]} if other.get(name) != found[0][0].get(name))
+            if unlike:
+                raise InputError("model", f"{unlike[0]} of process {rank} unlike that of process 0",
+                                 "the same weights on all processes", "load or broadcast them")  # fmt: skip
+            if seen == found[0][2]:
+                raise InputError("data", f"the same first batch on process {rank} as on process 0",
+                                 "a part of the data on each process",
+                                 "give the DataLoader a DistributedSampler")  # fmt: skip
+        for name, buffer in model.named_buffers():
+            if any(theirs.get(name) != found[0][1].get(name) for _, theirs, _ in found):
+                with torch.no_grad():
+                    buffer.copy_(self.from_first(buffer.cpu()))
+        device = next((t.device for t in tensors_in((first.args, first.kwargs))), torch.device("cpu"))
+        return _placed(self.from_first(_placed(first.first(SURVEY_SAMPLES), torch.device("cpu"))), device)
+
+    # ── after the pass ───────────────────────────────────────────────────────────────────────────────────────
+
+    def add_up(
+        self, plan: PassPlan, result: PassResult, stacks: Sequence[WatchedStack], survey: Survey
+    ) -> PassResult:  # fmt: skip
+        """Add all that the processes have summed into the sums of the first one; what failed on one has failed."""
+        products = [p for p in plan.products if not p.same]
+        reasons = self._reasons([
+            *(t.failed for t in plan.tracks),
+            *("" if p.failed == NOT_REACHED else p.failed for p in products),
+            *("" if one.moves else one.no_move for one in plan.sites),
+            *("" if one.gradients is not None else one.no_gradient for one in plan.sites),
+            *(stack.why for stack in stacks),
+        ])  # fmt: skip
+        for track in plan.tracks:
+            track.failed = next(reasons)
+        for product in products:
+            product.failed = next(reasons)
+        for one in plan.sites:
+            one.no_move = next(reasons)
+            one.moves = one.moves and not one.no_move
+        for one in plan.sites:
+            one.no_gradient = next(reasons)
+            one.gradients = None if one.no_gradient else one.gradients
+        for stack in stacks:
+            stack.why = next(reasons)
+        held: list[Mergeable] = [t.moments for t in plan.tracks if not t.failed]
+        held += [p.sum for p in products if not p.failed]
+        held += [one.gradients for one in plan.sites if one.gradients is not None]
+        held += [stack.moments for stack in stacks if not stack.why]
+        self._merge(held)
+        for product in products:
+            if not product.failed and not product.sum.n:
+                product.failed = NOT_REACHED
+        moved = self.meet([one.moved_norm_sq for one in plan.sites])
+        for one, norms in zip(plan.sites, zip(*moved, strict=True), strict=True):
+            one.moved_norm_sq = sum(norms)
+        ends = {call.name: call.end for call in reversed(survey.calls)}
+        return _added(self.meet(result), ends)
+
+    def _reasons(self, mine: list[str]) -> Any:
+        """For each: the reason of the first process that has one."""
+        columns = zip(*self.meet(mine), strict=True)
+        return iter([next((why for why in column if why), "") for column in columns])
+
+    def _merge(self, held: Sequence[Mergeable]) -> None:
+        """Neighbours in pairs, then pairs of pairs: the order is the same every time, and rounding with it."""
+        shapes = self.meet([{name: tuple(t.shape) for name, t in one.parts().items()} for one in held])
+        for one, known in zip(held, zip(*shapes, strict=True), strict=True):
+            layout: dict[str, tuple[int, ...]] = next((shape for shape in known if shape), {})
+            if layout:
+                self._merge_one(one, layout)
+
+    def _merge_one(self, one: Mergeable, layout: dict[str, tuple[int, ...]]) -> None:
+        sizes = [torch.Size(shape).numel() for shape in layout.values()]
+        step = 1
+        while step < self.size:
+            if self.rank % (2 * step):
+                parts = one.parts()
+                flat = [parts[name].reshape(-1).double().cpu() for name in layout] if parts else []
+                dist.send(torch.cat(flat) if flat else torch.zeros(sum(sizes), dtype=torch.float64), self.rank - step,
+                          group=self._group)  # fmt: skip
+                return
+            if self.rank + step < self.size:
+                given = torch.empty(sum(sizes), dtype=torch.float64)
+                dist.recv(given, self.rank + step, group=self._group)
+                cut = given.split(sizes)
+                one.merge({name: t.view(shape) for (name, shape), t in zip(layout.items(), cut, strict=True)})
+            step *= 2
+
+
+def sampler_of(data: Any) -> DistributedSampler[Any] | None:
+    """The `DistributedSampler` of a loader that has one."""
+    sampler = cast("DataLoader[Any]", data).sampler if isinstance(data, DataLoader) else None
+    return cast("DistributedSampler[Any]", sampler) if type(sampler) is DistributedSampler else None
+
+
+def shard_notes(shards: Shards | None, data: Any) -> list[str]:
+    """What should be known about the parts of the data."""
+    sampler = sampler_of(data)
+    if shards is not None:
+        count = "1 process" if shards.size == 1 else f"{shards.size} processes"
+        return [f"{count} measured together; Jacobian, certificate, alignment and signals are of the "
+                "first samples of process 0"]  # fmt: skip
+    if sampler is None or sampler.num_replicas < 2:
+        return []
+    return [f"the DistributedSampler gave part {sampler.rank} of {sampler.num_replicas} of the data, and only that was "
+            "measured; sharded=True on every process measures all parts together"]  # fmt: skip
+
+
+def _summed(t: Tensor) -> tuple[Any, ...]:
+    """Shape, dtype and the sum of a tensor's bits as whole numbers: equal for equal tensors, whatever the machine."""
+    t = t.detach()
+    bits = (torch.view_as_real(t) if t.is_complex() else t).contiguous().reshape(-1)
+    whole = bits.view(_WHOLE[bits.element_size()])
+    return tuple(t.shape), str(t.dtype), int(whole.sum(dtype=torch.int64))
+
+
+def _placed(batch: Batch, device: torch.device) -> Batch:
+    def place(t: Tensor) -> Tensor:
+        return t.detach().to(device)
+
+    whole = {f.name: mapped(getattr(batch, f.name), place) for f in dataclasses.fields(batch) if f.name != "size"}
+    return dataclasses.replace(batch, **whole)
+
+
+def _added(results: Sequence[PassResult], ends: dict[str, int]) -> PassResult:
+    weight = sum(r.weight for r in results)
+    total = sum(r.loss * r.weight for r in results if r.loss is not None)
+    bad = sorted((r.first_bad for r in results if r.first_bad), key=lambda name: ends.get(name, 0))
+    return PassResult(
+        samples=sum(r.samples for r in results), weight=weight, batches=sum(r.batches for r in results),
+        loss=total / weight if any(r.loss is not None for r in results) else None,
+        first_bad=bad[0] if bad else "", unlike=tuple(sorted({name for r in results for name in r.unlike})),
+    )  # fmt: skip
