@@ -6,11 +6,13 @@ python docs/tools/screenshot.py /tmp/demo/report.html docs/assets/page.png
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import sys
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 
@@ -22,8 +24,9 @@ def screenshot(page: Path, picture: Path, *, width: int = 1280, height: int = 15
         view = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
         view.goto(page.resolve().as_uri())
         view.wait_for_selector("html[data-charts=ready]", state="attached", timeout=120_000)
-        view.screenshot(path=str(picture))
+        taken = io.BytesIO(view.screenshot())
         browser.close()
+    Image.open(taken).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(picture, optimize=True)
 
 
 if __name__ == "__main__":
