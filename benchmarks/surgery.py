@@ -75,7 +75,7 @@ def compare(effective_depth: float, steps: str, depths: tuple[int, ...], seed: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=400, help="of the full network")
     parser.add_argument("--tune", type=int, default=40, help="epochs of fine-tuning")
