@@ -128,3 +128,13 @@ def test_documented_commands_are_those_of_the_application() -> None:
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| `isthmus ([\w-]+)` \|", page, re.M))
     assert documented == {name for name in app if not name.startswith("-")}
+
+
+def test_page_that_answers_questions_names_only_numbers_that_exist() -> None:
+    from isthmus._metrics import METRICS
+
+    page = (ROOT / "docs" / "guide" / "which-number.md").read_text(encoding="utf-8")
+    cells = [row.split("|")[2] for row in page.splitlines() if row.startswith("| ")]
+    named = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)} - {"depth_curve"}  # a function
+    assert len(named) > 15
+    assert named - set(METRICS) == set()
