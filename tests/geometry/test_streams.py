@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from isthmus import InputError
-from isthmus.geometry import CrossAccumulator, StreamAccumulator, symmetric_product
+from isthmus.geometry import CrossAccumulator, PathAccumulator, StreamAccumulator, symmetric_product
 
 
 def split(n: int, sizes: list[int]) -> list[slice]:
@@ -148,3 +148,23 @@ def test_merging_other_widths_is_an_error() -> None:
         narrow.merge(wide.parts())
     with pytest.raises(InputError, match="widths"):
         cross.merge(other.parts())
+
+
+def test_merged_paths_are_those_of_all_samples() -> None:
+    path, features, momenta = torch.randn(3, 9, 2), torch.randn(3, 9, 4), torch.randn(3, 9, 2)
+    first, second, everything = PathAccumulator(), PathAccumulator(), PathAccumulator()
+    first.update(path[:, :4], features[:, :4], momenta[:, :4])
+    second.update(path[:, 4:], features[:, 4:], momenta[:, 4:])
+    everything.update(path, features, momenta)
+    merged = PathAccumulator()
+    for one in (PathAccumulator(), first, second):
+        merged.merge(one.parts())
+    found, expected = merged.parts(), everything.parts()
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-12)
+    assert merged.result().n == 9
+    plain = PathAccumulator()
+    plain.update(path, features)
+    with pytest.raises(InputError, match="momenta"):
+        plain.merge(first.parts())
