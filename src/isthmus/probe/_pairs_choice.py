@@ -170,9 +170,9 @@ def choose_pairs(count: int, inputs: Inputs, targets: Tensor, seed: int) -> tupl
     n, generator = len(targets), torch_generator(seed, "pairs")
     if n > _MOST:
         drawn = torch.randperm(n, generator=generator)[:_MOST].sort().values
-        chosen, notes = choose_pairs(count, inputs.taken(drawn.tolist()), targets[drawn], seed)
-        pairs = [TrackedPair((int(drawn[one.ends[0]]), int(drawn[one.ends[1]])), one.kind) for one in chosen]
-        return pairs, [f"pairs were chosen among {_MOST} of the {n} samples, drawn by the seed", *notes]
+        some, notes = choose_pairs(count, inputs.taken(drawn.tolist()), targets[drawn], seed)
+        found = [TrackedPair((int(drawn[one.ends[0]]), int(drawn[one.ends[1]])), one.kind) for one in some]
+        return found, [f"pairs were chosen among {_MOST} of the {n} samples, drawn by the seed", *notes]
     repeats = inputs.repeats()
     first, second = torch.triu_indices(n, n, 1)
     usable = ~(repeats[first] | repeats[second])
