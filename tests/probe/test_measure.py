@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from isthmus import InputError, LeakyResNet
+from isthmus._metrics._pairs import PAIRS
 from isthmus._records import METRICS, MetricTable
 from isthmus.probe import PathMeasurement, measure_path, path_verdict
 from isthmus.probe._certified import CERTIFICATE, STABILITY
@@ -86,7 +87,7 @@ def test_every_metric_is_recorded_or_explained() -> None:
         *SIGNALS,
         "signal_slope",  # of a prediction
         *(name for name, m in METRICS.items() if m.of in ("network of a depth", "fit over depths")),
-        *(name for name, m in METRICS.items() if m.of.startswith("pair of samples")),
+        *(metric.name for metric in PAIRS),
     }
     cases: dict[str, Callable[[], PathMeasurement]] = {
         "all": lambda: measure_path(net, geo.path[0].T, geo.target.T, loss=square, ridge=RIDGE),
