@@ -18,7 +18,8 @@ ERROR = 0.1
 SPREAD = 0.05
 """A curve that moves by less than this share of its size counts as one that moved by so much."""
 _EXPLODED = 4
-"""Gradient flow cannot make the distance from the target larger; beyond this multiple a run has diverged."""
+"""Gradient flow on two points cannot make the distance from the target larger; beyond this multiple it has grown."""
+AWAY = "the predictions moved away from their targets"
 _CURVES = ("h", "y", "v")
 
 
@@ -81,22 +82,25 @@ def halfway(distance: np.ndarray) -> int:
     return int(np.argmax(gone >= gone.max() / 2)) + 1
 
 
-def _before_divergence(run: RecordedPairs, curves: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """The curves `(pairs, 3, times)`, NaN from where a run that diverged exploded, and what is to be said of it."""
-    found, notes = curves.copy(), [""] * len(curves)
-    total = curves.shape[2]
-    for i, distance in enumerate(distance_to_target(curves[:, 1], curves[:, 2], run.dy2)):
-        finite = np.isfinite(curves[i]).all(axis=0)
-        there = int(np.flatnonzero(finite)[-1]) + 1 if finite.any() else 0
-        if not there:
-            continue
-        fine = finite & (distance <= _EXPLODED * (distance[0] + run.dy2[i]))
-        if there == total and fine[-1]:
-            continue
-        used = int(np.flatnonzero(fine)[-1]) + 1 if fine.any() else 0
-        found[i, :, used:] = np.nan
-        notes[i] = f"the run diverged: of {total} records the first {used} are fitted"
-    return found, notes
+def _before_divergence(run: RecordedPairs, curves: np.ndarray) -> int:
+    """How many records come before a divergence: all, unless the last of them is not finite.
+
+    Single pairs may move away from their targets in a run that learns; a run that diverges makes all distances large.
+    """
+    finite = np.asarray(np.isfinite(curves).all(axis=1))
+    some = np.asarray(finite.any(axis=1))
+    if not some.any() or finite[some, -1].all():
+        return curves.shape[2]
+    distance = distance_to_target(curves[:, 1], curves[:, 2], run.dy2)[some]
+    with np.errstate(invalid="ignore"):
+        fine = finite[some].all(axis=0) & (distance <= _EXPLODED * float((distance[:, 0] + run.dy2[some]).max())).all(0)
+    return int(np.flatnonzero(fine)[-1]) + 1 if fine.any() else 0
+
+
+def _moved_away(distance: np.ndarray, dy2: float) -> bool:
+    """Whether the distance from the target grew as the theory never lets it."""
+    known = distance[np.isfinite(distance)]
+    return len(known) > 0 and float(known.max()) > _EXPLODED * (float(known[0]) + dy2)
 
 
 def _why_nothing(distance: np.ndarray, dy2: float) -> str:
@@ -121,8 +125,13 @@ def fit_layer(run: RecordedPairs, layer: int) -> LayerFits:
         run: the recorded pairs.
         layer: number of the layer.
     """
+    curves = np.stack([run.h[layer], run.y, run.v], axis=1)
+    total = curves.shape[2]
+    before = _before_divergence(run, curves)
+    curves[:, :, before:] = np.nan
+    said = f"the run diverged: of {total} records the first {before} are fitted" if before < total else ""
+    notes = [said] * len(curves)
     times = torch.from_numpy(run.times)
-    curves, notes = _before_divergence(run, np.stack([run.h[layer], run.y, run.v], axis=1))
     distances = distance_to_target(curves[:, 1], curves[:, 2], run.dy2)
     nothing = [_why_nothing(d, float(y)) for d, y in zip(distances, run.dy2, strict=True)]
     if _are_outputs(run.h[layer], run.y):
@@ -136,8 +145,11 @@ def fit_layer(run: RecordedPairs, layer: int) -> LayerFits:
     first, why = curves.copy(), [""] * len(reasons)
     cuts = [0] * len(reasons)
     for i, distance in enumerate(distances):
-        if reasons[i] or fits.reasons[i]:
-            why[i] = reasons[i] or "there is no fit"
+        away = _moved_away(distance, float(run.dy2[i]))
+        if away and not reasons[i]:
+            notes[i] = "; ".join(x for x in (notes[i], AWAY) if x)
+        if away or reasons[i] or fits.reasons[i]:
+            why[i] = reasons[i] or ("there is no fit" if fits.reasons[i] else AWAY)
             continue
         used = int(fits.used[i])
         cuts[i] = halfway(distance[:used])
@@ -177,8 +189,12 @@ def fit_layer(run: RecordedPairs, layer: int) -> LayerFits:
 
 
 def _fit(run: RecordedPairs, times: torch.Tensor, curves: np.ndarray, mean: torch.Tensor | None) -> TwoPointFits:
-    h, y, v = (torch.from_numpy(np.ascontiguousarray(curves[:, k])) for k in range(3))
-    return fit_two_points(times, h, y, v, dx2=torch.from_numpy(run.dx2), dy2=torch.from_numpy(run.dy2), mean=mean)
+    """The fits of all pairs, without the times that none has numbers at."""
+    some = np.flatnonzero(np.asarray(np.isfinite(curves).any(axis=(0, 1))))
+    end = max(int(some[-1]) + 1 if len(some) else 0, LEAST_TIMES)
+    h, y, v = (torch.from_numpy(np.ascontiguousarray(curves[:, k, :end])) for k in range(3))
+    return fit_two_points(times[:end], h, y, v, dx2=torch.from_numpy(run.dx2), dy2=torch.from_numpy(run.dy2),
+                          mean=None if mean is None else mean[:, :end])  # fmt: skip
 
 
 def _size(measured: np.ndarray) -> np.ndarray:
@@ -191,6 +207,7 @@ def _change(measured: np.ndarray) -> np.ndarray:
 
 
 def _r_squared(measured: np.ndarray, fitted: np.ndarray) -> np.ndarray:
-    """`R²` of each curve, whose spread counts as a twentieth of its size at least."""
-    missed = np.square(measured - fitted).mean(axis=1)
-    return 1 - missed / np.maximum(measured.var(axis=1), np.square(SPREAD * _size(measured)))
+    """`R²` of each curve, whose variance counts as that of a ramp over a twentieth of its size at least."""
+    with np.errstate(over="ignore", invalid="ignore"):  # of a run that explodes
+        missed = np.square(measured - fitted).mean(axis=1)
+        return 1 - missed / np.maximum(measured.var(axis=1), np.square(SPREAD * _size(measured)) / 12)

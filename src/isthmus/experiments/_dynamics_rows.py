@@ -7,14 +7,18 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 from isthmus._records import MetricTable
 from isthmus.experiments._dynamics_fits import R_SQUARED, LayerFits
 from isthmus.experiments._dynamics_source import RATES, RecordedPairs
 from isthmus.experiments._dynamics_structure import Structure
+from isthmus.theory import two_point_limit
 
 RICH, LAZY = 0.2, 0.8
 """Up to 0.2, `h_∞` is within 22% of the geometric mean of input and target distance; from 0.8 on, within 13% of `A`."""
+STAY = 0.2
+"""Where `h_∞` is farther than this share from `h_0`, representations do not stay near those of the start."""
 
 AT_START = "initial distances"
 _MEDIAN = math.sqrt(math.pi / 2) * 1.4826
@@ -33,6 +37,7 @@ class LayerSummary:
         eta_h: median of `η_h` over pairs that fit well, with its standard error.
         eta_y: the same of `η_y`.
         laziness: median of the coordinate of docs/theory 2.3 over those whose targets differ.
+        moved: median of `|h_∞/h_0 − 1|` over the same.
         structure: its final distances, or why not.
         rows: numbers of its rows in the table, by metric (of `structure_correlation`, the one that is predicted).
     """
@@ -43,6 +48,7 @@ class LayerSummary:
     eta_h: tuple[float, float]
     eta_y: tuple[float, float]
     laziness: float
+    moved: float
     structure: Structure | str
     rows: dict[str, int]
 
@@ -53,12 +59,18 @@ class LayerSummary:
 
     @property
     def regime(self) -> str:
-        """`rich`, `lazy`, `in between`, `decoder`, or nothing where it is unknown."""
+        """`rich`, `lazy`, `moved`, `in between`, `decoder`, or nothing where it is unknown.
+
+        `moved` is as insensitive to the targets as `lazy`, and ends far from the start: `A` is not near `h_0` where
+        predictions are large there.
+        """
         if math.isnan(self.laziness):
             return ""
         if abs(self.laziness) <= RICH:
             return "rich"
-        return "decoder" if self.laziness < 0 else "lazy" if self.laziness >= LAZY else "in between"
+        if self.laziness < LAZY:
+            return "decoder" if self.laziness < 0 else "in between"
+        return "lazy" if self.moved <= STAY else "moved"
 
 
 def ratio_of(found: LayerFits) -> tuple[float, str]:
@@ -132,6 +144,7 @@ def layer_rows(
         )
     apart = good & (run.dy2 > 0)
     laziness = float(np.median(coordinate[apart])) if apart.any() else math.nan
+    moved = _moved(run, layer, found, apart) if apart.any() else math.nan
     rows["laziness_median"] = (
         table.add("laziness_median", laziness, n=int(apart.sum()), **where)
         if apart.any()
@@ -157,8 +170,25 @@ def layer_rows(
                 else table.skip("structure_correlation", "all distances are the same", **at)
             )
         rows.setdefault("structure_correlation", row)
-    return LayerSummary(run.layers[layer], judged, described, medians["eta_h"], medians["eta_y"], laziness, structure,
-                        rows)  # fmt: skip
+    return LayerSummary(run.layers[layer], judged, described, medians["eta_h"], medians["eta_y"], laziness, moved,
+                        structure, rows)  # fmt: skip
+
+
+def _moved(run: RecordedPairs, layer: int, found: LayerFits, pairs: np.ndarray) -> float:
+    """Median of `|h_∞/h_0 − 1|` over some pairs, by their rates."""
+    h0, y0, X, Y, eta_h, eta_y = (
+        torch.from_numpy(values[pairs])
+        for values in (
+            run.h[layer][:, 0],
+            run.y[:, 0],
+            run.dx2,
+            run.dy2,
+            found.rate("eta_h")[0],
+            found.rate("eta_y")[0],
+        )
+    )
+    limit = two_point_limit(h0, y0, eta_h=eta_h, eta_y=eta_y, dx2=X, dy2=Y)
+    return float((limit.h / h0 - 1).abs().median())
 
 
 def _commonest(reasons: tuple[str, ...]) -> str:

@@ -15,6 +15,8 @@ from isthmus._errors import InputError, RunFolderError, near_name_hint
 from isthmus._records import RunFolder
 
 LEAST_TIMES = 8
+NOT_FINITE = "not a finite number"
+"""How the notes of rows begin whose number is not finite."""
 STEPS, RATES = "step", "sum of learning rates"
 _TRACK = "record some: isthmus.track_pairs, Monitor(pairs=16) or `isthmus train --pairs 16`"
 
@@ -41,6 +43,8 @@ class RecordedPairs:
         samples: numbers of the samples of all pairs that were recorded.
         matrices: squared distances among them, by name (`inputs`, `hidden/<layer>/last`, …); only those that fit.
         loss: name of the loss, where the run says; else empty.
+        failed: reasons why records could not be made, one for each of those that are left out.
+        notes: what was decided about the pairs without being asked, in words.
     """
 
     title: str
@@ -60,6 +64,8 @@ class RecordedPairs:
     samples: tuple[int, ...]
     matrices: Mapping[str, np.ndarray]
     loss: str
+    failed: tuple[str, ...]
+    notes: tuple[str, ...]
 
     def chosen(self, layers: Sequence[str], pairs: Sequence[str]) -> RecordedPairs:
         """Some layers, by patterns, and some pairs, by name; all of those of which nothing is said.
@@ -101,6 +107,10 @@ def read_pairs(path: str | os.PathLike[str]) -> RecordedPairs:
     """
     run = RunFolder.open(path)
     folder, record = str(run.path), run.run.get("pairs")
+    status = run.run.get("status")
+    if not isinstance(record, dict) and status not in ("complete", None):
+        raise RunFolderError("run", folder, f"a run that recorded pairs of samples (status here: {status})",
+                             "it ended before pairs were written: resume it, or run it again")  # fmt: skip
     if not isinstance(record, dict):
         raise RunFolderError("run", folder, "a run that recorded pairs of samples", _TRACK)
     try:
@@ -125,15 +135,14 @@ def _read(run: RunFolder, record: Mapping[str, Any]) -> RecordedPairs:
     times = np.array(steps, dtype=np.float64)
     if unit == RATES:
         times = np.array([float(record["times"][str(step)]) for step in steps])
-    kept = _kept(times, np.concatenate([h, y[None], v[None]]))
+    failed = _failed(table)
+    kept = _kept(times, np.concatenate([h, y[None], v[None]]), [step in failed for step in steps])
     if len(kept) < LEAST_TIMES:
         raise InputError("run", f"{len(kept)} records of pairs with numbers", f"at least {LEAST_TIMES} of them",
                          "record more often, or train longer")  # fmt: skip
     count, last = len(record["samples"]), max(len(layers) - 1, 1)
     arrays = {name.removeprefix("pairs/"): array.astype(np.float64) for name, array in _arrays(run).items()
               if name.startswith("pairs/") and array.shape == (count, count)}  # fmt: skip
-    measured: object = run.run.get("measured")
-    said = cast("Mapping[str, object]", measured) if isinstance(measured, dict) else {}
     return RecordedPairs(
         title=str(run.run.get("title") or run.path.name), layers=layers,
         places=tuple((k, k / last) for k in range(len(layers))), pairs=pairs,
@@ -142,8 +151,25 @@ def _read(run: RunFolder, record: Mapping[str, Any]) -> RecordedPairs:
         dy2=np.array([float(one["dy2"]) for one in record["pairs"]]),
         steps=tuple(steps[k] for k in kept), times=times[kept], unit=unit, h=h[..., kept], y=y[:, kept], v=v[:, kept],
         m=m[:, kept], samples=tuple(int(sample) for sample in record["samples"]), matrices=arrays,
-        loss=str(said.get("loss") or ""),
+        loss=_loss(run), failed=tuple(failed[step] for step in steps if step in failed),
+        notes=tuple(str(note) for note in record.get("notes") or ()),
     )  # fmt: skip
+
+
+def _loss(run: RunFolder) -> str:
+    """Name of the loss, wherever a command keeps it; empty where none says."""
+    for part in (run.run.get("measured"), run.run, run.run.get("configuration")):
+        name = cast("Mapping[str, object]", part).get("loss") if isinstance(part, dict) else None
+        if isinstance(name, str) and name not in ("", "auto"):
+            return name
+    return ""
+
+
+def _failed(table: pl.DataFrame) -> dict[int, str]:
+    """Steps at which nothing could be recorded, with the reason; numbers that are not finite are no such reason."""
+    whole = table.group_by("step").agg((pl.col("status") == "failed").all().alias("failed"), pl.col("note").first())
+    whole = whole.filter(pl.col("failed") & ~pl.col("note").str.starts_with(NOT_FINITE))
+    return {int(step): str(note) for step, note in whole.select("step", "note").iter_rows()}
 
 
 def _arrays(run: RunFolder) -> dict[str, np.ndarray]:
@@ -168,13 +194,13 @@ def _courses(
     return found
 
 
-def _kept(times: np.ndarray, values: np.ndarray) -> list[int]:
-    """Records that count: not those without any number before others that have some, nor those of no new time."""
+def _kept(times: np.ndarray, values: np.ndarray, failed: Sequence[bool]) -> list[int]:
+    """Records that count: not those that failed, nor any without a number before others with some or of no new time."""
     some = np.asarray(np.isfinite(values).any(axis=(0, 1)))
     last = int(np.flatnonzero(some)[-1]) if some.any() else -1
     kept: list[int] = []
     for k in range(len(times)):
         later = not kept or times[k] > times[kept[-1]]
-        if later and (some[k] or k > last):
+        if later and (some[k] or (k > last and not failed[k])):
             kept.append(k)
     return kept if some.any() else []

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from isthmus._records import Claim
-from isthmus.experiments._dynamics_fits import ERROR, R_SQUARED, LayerFits, distance_to_target
+from isthmus.experiments._dynamics_fits import AWAY, ERROR, R_SQUARED, LayerFits, distance_to_target
 from isthmus.experiments._dynamics_rows import LayerSummary
 from isthmus.experiments._dynamics_source import RecordedPairs
 from isthmus.experiments._dynamics_structure import Structure
@@ -19,6 +19,7 @@ _REGIMES = {
     "rich": "Learnt richly (representations become what inputs and targets ask for)",
     "in between": "Between rich and lazy",
     "lazy": "Lazy (representations stay near those of the start)",
+    "moved": "Final distances hardly depend on the targets, yet representations leave those of the start",
     "decoder": "With most of the weight after the layer at the start",
 }
 
@@ -127,6 +128,17 @@ def _cautions(run: RecordedPairs, summaries: Sequence[LayerSummary], every: Sequ
     if diverged:
         count = sum("diverged" in note for one in every for note in one.notes)
         say("diverged", f"The run diverged: {count} of {total} fits are to what came before it.", fits=count)
+    if run.failed:
+        reason, count = Counter(run.failed).most_common(1)[0]
+        many = "1 record could not be made and is" if len(run.failed) == 1 else (
+            f"{len(run.failed)} records could not be made and are")  # fmt: skip
+        others = f" ({count} of them)" if count < len(run.failed) else ""
+        say("failed_records", f"{many} left out: {reason}{others}.", records=len(run.failed))
+    away = sum(AWAY in note for one in every for note in one.notes)
+    if away:
+        say("moved_away", f"{away} of {total} fits are of pairs whose predictions moved away from their targets, as "
+            "other samples or another loss than the mean square can make them: in the theory they never do.",
+            fits=away)  # fmt: skip
     skipped = Counter(reason for one in every for reason in one.reasons if reason)
     if skipped:
         reason, count = skipped.most_common(1)[0]
@@ -135,7 +147,9 @@ def _cautions(run: RecordedPairs, summaries: Sequence[LayerSummary], every: Sequ
         text = f"{whole} of {total} fits are left out. {count} of them: {reason}{others}."
         say("left_out", text, left_out=whole, fits=total)
     distance = distance_to_target(run.y, run.v, run.dy2)
-    finite = np.isfinite(distance).all(axis=1)
+    finite = np.asarray(np.isfinite(distance).all(axis=1))
+    if (finite & (run.dy2 > 0)).any():
+        finite &= run.dy2 > 0  # those of equal targets come from next to nothing
     if finite.any() and not diverged:
         left = float(np.median(distance[finite, -1] / np.maximum(distance[finite, 0], 1e-300)))
         if left > _UNFINISHED:
@@ -143,11 +157,16 @@ def _cautions(run: RecordedPairs, summaries: Sequence[LayerSummary], every: Sequ
                 "predictions and targets is left (median over pairs), and the final structure of 2.3 is for the end.",
                 left=left)  # fmt: skip
     lacking = sum(
-        bool(why) and not reason for one in every for why, reason in zip(one.why_none, one.reasons, strict=True)
+        bool(why) and why != AWAY and not reason
+        for one in every
+        for why, reason in zip(one.why_none, one.reasons, strict=True)
     )
     if lacking:
         say("no_prediction", f"{lacking} of {total} fits have no prediction of their second half, so they do not count "
             "as described; record more often where training is fast.", fits=lacking)  # fmt: skip
+    notes = [note for note in run.notes if not note.startswith("not tracked")]  # the page names the layers that are
+    if notes:
+        say("pairs", f"About the pairs: {'; '.join(notes)}.")
     if "cross" in run.loss.lower() or "nll" in run.loss.lower():
         say("loss", f"The loss was {run.loss}; the theory is for the mean-square loss.", loss=run.loss)
     return found
