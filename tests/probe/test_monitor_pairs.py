@@ -10,7 +10,11 @@ from isthmus import InputError, Monitor, track_pairs
 from isthmus._errors import RunFolderError
 from isthmus._records import RunFolder
 from isthmus.probe import _monitor, _monitor_schedule, _pairs_trace
+from isthmus.probe._monitor_pairs import MonitoredPairs
+from isthmus.probe._monitor_schedule import Ledger
 from isthmus.probe._pairs_model import Subject
+from isthmus.probe._pairs_trace import Trace
+from isthmus.probe._pairs_tracker import PairTracker
 
 X, Y = torch.randn(48, 4, generator=torch.Generator().manual_seed(1)).double(), torch.arange(48) % 3
 FEW = {"metrics": ("participation_ratio",), "schedule": 4, "progress": False, "alignment_samples": 0}
@@ -106,7 +110,8 @@ def test_records_that_cost_too_much_are_made_at_a_longer_stride(tmp_path, clock,
     run = RunFolder.open(tmp_path / "run").run
     assert run["pairs"]["stride"] == 16
     steps = monitor.table.filter(metric="pair_y")["step"].unique().sort().to_list()
-    assert steps == [0, *range(32, 200, 16), 200]  # the allowance of the first 16 steps went to the first record
+    assert steps == [0, 1, 21, *range(32, 200, 16), 200]  # two records say what one costs; none is dropped
+    assert run["pairs"]["notes"][-1] == f"records left out to stay within the budget: {run['pairs']['left_out']}"
     assert run["monitor"]["seconds_pairs"] <= 0.1 * run["monitor"]["seconds_training"]
     assert run["monitor"]["seconds_measuring"] >= run["monitor"]["seconds_pairs"] > 0
     assert run["monitor"]["seconds_training"] == 199
@@ -155,3 +160,70 @@ def test_pairs_that_cannot_be_write_nothing(tmp_path, clock):
     with pytest.raises(InputError, match="targets: got none in the data"):
         Monitor(_Training().model, X, out=tmp_path / "run", pairs=3, **FEW)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("at", "seconds", "least"), [(1, 0.5, 250), (100, 1.0, 250), (20000, 60.0, 250)])
+def test_one_slow_record_costs_no_other(clock, at, seconds, least):
+    """Steps of 50 ms and records of 0.5 ms, within half of 5%, but for one that is slow."""
+    ledger, trace, cost = Ledger(0.05), Trace(), 0.0005
+    ledger.shared = True
+
+    class Tracker(_Recorded):
+        def observe(self):
+            slow = self.now >= at and not self.stalled
+            self.stalled = self.stalled or slow
+            clock.now += seconds if slow else cost
+            super().observe()
+
+    pairs = MonitoredPairs.__new__(MonitoredPairs)
+    pairs._ledger, pairs._begun, pairs.tracker = ledger, (0, 0.0), Tracker(trace)
+    for step in range(1, 40001):
+        clock.now += 0.05
+        ledger.stepped()
+        pairs.step(step - 1, step, clock)
+        if step == at:
+            before = len(trace.steps)
+    assert len(trace.steps) >= least
+    assert trace.steps[-1] > 39000 or at == 20000  # 60 s are more than what 20000 steps allow
+    assert at != 20000 or len(trace.steps) >= before
+    assert trace.left_out > 0
+    assert ledger.pairs <= 0.025 * ledger.training or at == 20000
+
+
+class _Recorded:
+    """What `MonitoredPairs` asks of a tracker, without a model."""
+
+    def __init__(self, trace):
+        self.trace, self.now, self.stalled = trace, 0, False
+        trace.add(0, 0.0, np.zeros(1))
+
+    @property
+    def stride(self):
+        return self.trace.stride
+
+    def count(self, step):
+        self.now = step
+
+    def due(self, before, now):
+        return self.trace.due(before, now)
+
+    def observe(self):
+        self.trace.add(self.now, float(self.now), np.zeros(1))
+
+    leave_out = PairTracker.leave_out
+
+    @property
+    def _trace(self):
+        return self.trace
+
+
+def test_what_was_left_out_is_known_to_a_run_that_is_resumed(tmp_path, clock):
+    training = _Training()
+    first = _monitored(training, tmp_path / "run", clock, range(1, 5))
+    first._pairs.tracker.leave_out(widen=True)
+    first.finish("interrupted")
+    again = Monitor(training.model, X, targets=Y, out=tmp_path / "run", pairs=5, resume=True, first_step=4, **FEW)
+    again._pairs.tracker.leave_out(widen=False)
+    again.finish()
+    pairs = RunFolder.open(tmp_path / "run").run["pairs"]
+    assert (pairs["left_out"], pairs["stride"]) == (2, 2)

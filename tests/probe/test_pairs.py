@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import warnings
+import weakref
 
 import numpy as np
 import polars as pl
@@ -13,6 +14,8 @@ from torch import nn
 from isthmus import InputError, LeakyResNet, track_pairs
 from isthmus._records import RunFolder
 from isthmus.probe import PairWarning, _pairs_trace, _pairs_tracker
+from isthmus.probe._pairs_choice import Inputs
+from isthmus.probe._pairs_model import Subject
 from isthmus.probe._pairs_trace import Trace
 
 
@@ -200,6 +203,80 @@ def test_the_state_of_other_pairs_is_refused():
     one, other = (track_pairs(_mlp(), x, y, pairs=pairs) for pairs in ([(0, 1)], [(0, 2)]))
     with pytest.raises(InputError, match="state: got 0-1 in"):
         other.load_state_dict(one.state_dict())
+    for name, (inputs, targets) in {"inputs": (x + torch.arange(4) * x, y), "targets": (x, 2 * y)}.items():
+        other = track_pairs(_mlp(), inputs, targets, pairs=[(0, 1)])
+        with pytest.raises(InputError, match=f"state: got that of a tracker of other {name}"):
+            other.load_state_dict(one.state_dict())
+    with pytest.raises(InputError, match="state: got none with at, time"):
+        one.load_state_dict({})
+
+
+class _Pixels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x, labels=None):
+        return self.two(torch.tanh(self.one(x.double())))
+
+
+def test_only_samples_that_come_into_question_are_copied(monkeypatch):
+    """Of 3000 samples 512 are looked at where pairs are chosen, and the named ones where they are named."""
+    batch = {"x": torch.randint(0, 255, (3000, 4), dtype=torch.uint8), "labels": torch.arange(3000) % 3}
+    sizes, of = [], Inputs.of
+
+    def counted(some):
+        sizes.append(some.size)
+        found = of(some)
+        assert found.tokens.shape[1] == 0  # labels are no inputs
+        return found
+
+    monkeypatch.setattr(Inputs, "of", counted)
+    named = track_pairs(_Pixels(), [batch], "labels", pairs=[(2999, 4), (7, 4)], max_samples=3000)
+    assert sizes == [3, 3]
+    assert named.pairs == ((2999, 4), (7, 4))
+    assert named.kinds == ("as given, across classes", "as given, within a class")
+    track_pairs(_Pixels(), [batch], "labels", pairs=4, max_samples=3000)
+    assert max(sizes) == 512
+
+
+def test_large_representations_are_not_held_between_records(monkeypatch):
+    x, y = _data()
+    small = track_pairs(_mlp(), x, y, pairs=3)
+    monkeypatch.setattr(_pairs_tracker, "_LARGE", 100)
+    model = _mlp()
+    large = track_pairs(model, x, y, pairs=3)
+
+    records, alive, see = [], [], Subject.see
+
+    def seen(self):
+        alive.append(sum(record() is not None for record in records))
+        found = see(self)
+        records.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(Subject, "see", seen)
+    _train(model, x, y, 4, each=large.step)
+    assert alive == [0] * 4
+    assert records[-1]() is None
+    _train(small._model, x, y, 4, each=small.step)
+    for name, matrix in small.matrices.items():
+        assert np.array_equal(matrix, large.matrices[name]), name
+    assert large.run_record()["matrices"] == {"first": 0, "last": 4}
+
+
+def test_records_of_many_pairs_are_fewer(monkeypatch):
+    x, y = _data()
+    monkeypatch.setattr(_pairs_trace, "NUMBERS", 5 * 3 * 10)
+    monkeypatch.setattr(_pairs_tracker, "NUMBERS", 5 * 3 * 10)
+    monkeypatch.setattr(_pairs_trace, "FEWEST", 6)
+    monkeypatch.setattr(_pairs_tracker, "FEWEST", 6)
+    model = _mlp()
+    tracker = track_pairs(model, x, y, pairs=3)  # two layers: five numbers of each pair
+    _train(model, x, y, 30, each=tracker.step)
+    assert (tracker.stride, tracker.steps) == (4, list(range(0, 29, 4)))
+    with pytest.raises(InputError, match="pairs: got 6 pairs in 2 layers, expected at most 5 pairs in so many layers"):
+        track_pairs(model, x, y, pairs=6)
 
 
 def test_of_many_samples_some_are_drawn_and_pairs_keep_their_numbers():
@@ -402,14 +479,24 @@ def test_records_are_in_the_precision_of_the_weights():
     assert any("cast from float64" in note for note in half.notes)
 
 
-def test_other_processes_of_a_training_record_nothing(monkeypatch):
-    monkeypatch.setattr(_pairs_tracker, "rank_of_process", lambda: 1)
+def test_other_processes_of_a_training_record_nothing(monkeypatch, tmp_path):
     x, y = _data()
+    of_rank_0 = track_pairs(_mlp(), x, y)
+    monkeypatch.setattr(_pairs_tracker, "rank_of_process", lambda: 1)
     tracker = track_pairs(_mlp(), x, y)
     tracker.step()
     assert tracker.last_step == 1
     with pytest.raises(InputError, match="rank 0"):
         tracker.traces  # noqa: B018
+    assert tracker.save(tmp_path / "run") is None
+    assert not (tmp_path / "run").exists()
+    again = track_pairs(_mlp(), x, y)
+    again.load_state_dict({**of_rank_0.state_dict(), "at": 7})  # every process loads the checkpoint of rank 0
+    assert again.last_step == 7
+    again.load_state_dict(tracker.state_dict())
+    assert again.last_step == 1
+    with pytest.raises(InputError, match="state: got none with pairs, layers, trace"):
+        of_rank_0.load_state_dict(tracker.state_dict())
 
 
 _X, _Y = _data(10)
@@ -456,3 +543,38 @@ def test_steps_and_learning_rates_that_do_not_go_together_are_refused():
     assert tracker.steps == [0, 5, 6]
     with pytest.raises(InputError, match=r"lr: got .*expected a learning rate at every step"):
         tracker.step(lr=0.1)
+
+
+def test_records_made_by_hand_have_their_sum_of_learning_rates():
+    x, y = _data()
+    tracker = track_pairs(_mlp(), x, y, pairs=2)
+    tracker.step(lr=0.5)
+    tracker.record(4, lr=torch.tensor(0.75))
+    tracker.step(lr=np.float32(0.25))
+    assert tracker.times.tolist() == [0, 0.5, 1.25, 1.5]
+    with pytest.raises(InputError, match="lr: got None, expected a learning rate at every step"):
+        tracker.record(9)
+    assert tracker.last_step == 5
+    for wrong in ("a", "0.1", [0.1], True, -1, float("nan"), float("inf"), torch.ones(2)):
+        with pytest.raises(InputError, match=r"lr: got .*expected a finite number of at least 0"):
+            tracker.step(lr=wrong)
+    assert tracker.steps[-1] == tracker.last_step == 5
+    tracker.count(6, lr=0.5)
+    with pytest.raises(InputError, match=r"lr: got 0\.5, expected none"):
+        tracker.record(6, lr=0.5)
+    tracker.record(6)
+    assert tracker.times[-1] == 2.0
+
+
+def test_where_steps_jump_half_of_the_records_go():
+    """Strides of 7 are merged only where stretches are longer than that; they stay as far apart as they are."""
+    trace = Trace()
+    trace.most = 16
+    for step in range(0, 7 * 100, 7):
+        if trace.due(step - 7, step) or not step:
+            trace.add(step, float(step), np.zeros(1))
+    assert len(trace.steps) < 16
+    assert trace.steps[0] == 0
+    gaps = np.diff(trace.steps)
+    assert gaps.max() <= trace.stride + 7
+    assert gaps.min() >= trace.stride - 7

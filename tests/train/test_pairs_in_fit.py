@@ -38,6 +38,8 @@ def test_every_epoch_is_recorded_and_the_weights_are_those_without():
         assert torch.equal(one, other)
     assert result.pairs.steps == list(range(11))
     assert len(result.pairs.pairs) == 6
+    rates = [CONFIG.rate(2 * epoch, 2) + CONFIG.rate(2 * epoch + 1, 2) for epoch in range(10)]  # 48 samples, 24 at once
+    np.testing.assert_allclose(result.pairs.times, [0, *np.cumsum(rates)], rtol=1e-12)
 
 
 @pytest.mark.parametrize("kill", [5, pytest.param(10, marks=pytest.mark.slow)])

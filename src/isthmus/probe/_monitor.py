@@ -84,7 +84,7 @@ class Monitor:
         max_samples: samples of `probe_data` to use at most.
         alignment_samples: how many of them for the alignment; 0 for none.
         pairs: how many pairs of samples to track as `track_pairs` does, or which; None for none. Half of the budget is
-            theirs; where a record would take more, the stride between records doubles.
+            theirs; a record that would take more is left out, and where all would, the stride between them doubles.
         batch_size: samples per batch of data that are not batched yet.
         max_memory: bytes that all second moments may take; half of what is free, if None.
         device: where to measure; where the model is, if None.

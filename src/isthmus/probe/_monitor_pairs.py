@@ -29,7 +29,8 @@ def start_clock(model: nn.Module, ledger: Ledger) -> float:
 class MonitoredPairs:
     """Pairs that are recorded at a stride of their own, for at most half of the monitor's budget.
 
-    Where a record would take more, the stride doubles instead.
+    A record that would take more is left out, and nothing that is recorded is dropped for it. Where records cost more
+    than that at their stride, not once but as a rule, the stride doubles.
 
     Args:
         model: the model.
@@ -54,6 +55,7 @@ class MonitoredPairs:
         folder: MonitorFolder, ledger: Ledger, forward: Forward | None, layers: str | Sequence[str], n: int, seed: int,
     ) -> None:  # fmt: skip
         self._ledger = ledger
+        self._begun = (folder.first_step, ledger.training)
         at, before = folder.first_step, folder.pairs_before
         self.tracker = track_pairs(model, samples, targets, pairs=pairs, layers=layers, forward=forward, max_samples=n,
                                    first_step=at, seed=seed)  # fmt: skip
@@ -78,9 +80,11 @@ class MonitoredPairs:
         self.tracker.count(now)
         if not self.tracker.due(before, now):
             return
-        begun = start()
-        if self._ledger.fits_pairs():
+        if self._ledger.fits_pairs():  # asked first, for `start` waits for the device
+            begun = start()
             self.tracker.observe()
             self._ledger.recorded_pairs(begun)
         else:
-            self.tracker.coarsen()
+            first, training = self._begun
+            of_stride = self.tracker.stride * (self._ledger.training - training) / (now - first)
+            self.tracker.leave_out(widen=not self._ledger.affords_pairs(of_stride))

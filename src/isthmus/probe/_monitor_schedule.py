@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import operator
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ clock: Callable[[], float] = time.perf_counter
 """Seconds; the tests put their own in its place."""
 
 _PER_OCTAVE = 4
+_FEW, _RECENT = 2, 9
 
 
 class Schedule:
@@ -101,6 +103,21 @@ def check_step(argument: str, value: Any, least: int, expected: str, hint: str =
     return step
 
 
+def check_rate(argument: str, value: Any) -> float:
+    """A learning rate that a caller gave, as a number; a tensor of one is one.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        rate = -1.0 if isinstance(value, (bool, str, bytes)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        rate = -1.0
+    if not 0 <= rate < float("inf"):
+        raise InputError(argument, repr(value), "a finite number of at least 0")
+    return rate
+
+
 class Ledger:
     """Time spent training and time spent measuring, and whether one more measurement fits the budget.
 
@@ -131,7 +148,7 @@ class Ledger:
         self.budget, self.training, self.measuring = float(budget), training, measuring
         self.start, self.scheduled, self.postponed, self.pairs = start, scheduled, postponed, pairs
         self.shared = False
-        self._pair_cost = 0.0
+        self._pair_costs: list[float] = []
         self._waits: int | None = None
         self._costs: list[float] = []
         self._since: float | None = None
@@ -169,14 +186,21 @@ class Ledger:
     def recorded_pairs(self, start: float) -> None:
         """A record of pairs that began at `start` has ended."""
         now = clock()
-        self._pair_cost = now - start
-        self.pairs += self._pair_cost
+        self._pair_costs = [*self._pair_costs[1 - _RECENT :], now - start]
+        self.pairs += now - start
         if self._since is not None:
             self._since = now
 
     def fits_pairs(self) -> bool:
-        """Whether one more record of pairs fits their half of the budget."""
-        return self.pairs + self._pair_cost <= self._part * self.training
+        """Whether one more record of pairs, of the usual cost, fits their half of the budget."""
+        usual = statistics.median_low(self._pair_costs) if self._pair_costs else 0.0
+        return self.pairs + usual <= self._part * self.training
+
+    def affords_pairs(self, seconds: float) -> bool:
+        """Whether a record of the usual cost (the median of the last few, so that one that was slow does not count) is
+        within their half of so many seconds of training. Of a single record nothing is concluded.
+        """
+        return len(self._pair_costs) < _FEW or statistics.median_low(self._pair_costs) <= self._part * seconds
 
     def came(self, step: int, *, waits: bool) -> None:
         """A step of the schedule has come; it waits, or it is measured."""

@@ -34,8 +34,9 @@ def track_pairs(
     record; the model comes back as it was, so that training is the same with and without.
 
     The first record is made here. `step()` after every step of the optimiser makes one at every step until 512 are
-    kept; then every other one is dropped, and half as many are made from then on. So records are uniform in time, and
-    which are kept follows from the number of steps alone. A record that fails or is not finite is kept without numbers,
+    kept (of many pairs in many layers fewer, at least 64: a million numbers in all); then every other one is dropped,
+    and half as many are made from then on. So records are uniform in time, and which are kept follows from the number
+    of steps alone. A record that fails or is not finite is kept without numbers,
     with its reason, and warned about once; the training goes on. In a distributed training only rank 0 records.
 
     Args:
@@ -58,7 +59,7 @@ def track_pairs(
 
     Raises:
         InputError: what cannot be used: samples that are not there, identical or not finite, targets that do not fit
-            the outputs, a pattern that no module matches.
+            the outputs, a pattern that no module matches, more pairs in so many layers than can be kept.
         ModelError: the model raised an error; it is the cause.
 
     Example:

@@ -16,6 +16,7 @@ from isthmus._errors import InputError
 from isthmus._random import torch_generator
 from isthmus.geometry import pair_distances, squared_distances
 from isthmus.probe._batches import Batch
+from isthmus.probe._pairs_model import rows_taken
 from isthmus.probe._tensors import tensors_in
 
 Pair = tuple[int, int]
@@ -130,20 +131,50 @@ def _whole(value: Any) -> int:
         return -1
 
 
-def check_pairs(pairs: Sequence[Pair], inputs: Inputs, targets: Tensor) -> list[TrackedPair]:
-    """The pairs asked for, where their samples are there and differ.
+def tracked_pairs(asked: int | Sequence[Pair], batch: Batch, seed: int) -> tuple[list[TrackedPair], list[str]]:
+    """The pairs asked for, or as many chosen (`choose_pairs`); of more than 512 samples among 512 that are drawn.
+
+    Only the samples that come into question are looked at, for all of them may be far more.
+
+    Args:
+        asked: what `asked_pairs` found.
+        batch: all samples, with their targets.
+        seed: of the choice.
+
+    Returns:
+        The pairs, and what is to be said of the choice.
 
     Raises:
-        InputError: a pair of which they are not.
+        InputError: a pair of samples that are not there or do not differ, or no two samples that do.
     """
-    n, classes = len(targets), classes_of(targets)
-    for pair in pairs:
-        if max(pair) >= n:
-            raise InputError("pairs", repr(pair), f"two samples, from 0 to {n - 1}")
-        if bool(inputs.taken(pair).repeats()[1]):
-            raise InputError("pairs", repr(pair), "two samples whose inputs differ",
-                             "identical inputs cannot be told apart")  # fmt: skip
-    return [TrackedPair(pair, _joined("as given", _side(classes, pair))) for pair in pairs]
+    n, notes = batch.size, list[str]()
+    if not isinstance(asked, int):
+        wrong = next((pair for pair in asked if max(pair) >= n), None)
+        if wrong is not None:
+            raise InputError("pairs", repr(wrong), f"two samples, from 0 to {n - 1}")
+        rows = sorted({end for pair in asked for end in pair})
+    elif n > _MOST:
+        drawn = torch.randperm(n, generator=torch_generator(seed, "pairs"))[:_MOST]
+        rows = drawn.sort().values.tolist()
+        notes.append(f"pairs were chosen among {_MOST} of the {n} samples, drawn by the seed")
+    else:
+        rows = list(range(n))
+    some = rows_taken(batch, rows)
+    assert some.targets is not None
+    inputs = Inputs.of(some)
+    if not isinstance(asked, int):
+        place = {sample: row for row, sample in enumerate(rows)}
+        return [_given(pair, (place[pair[0]], place[pair[1]]), inputs, some.targets) for pair in asked], notes
+    chosen, said_of = choose_pairs(asked, inputs, some.targets, seed)
+    found = [TrackedPair((rows[one.ends[0]], rows[one.ends[1]]), one.kind) for one in chosen]
+    return found, [*notes, *said_of]
+
+
+def _given(pair: Pair, rows: Pair, inputs: Inputs, targets: Tensor) -> TrackedPair:
+    if bool(inputs.taken(rows).repeats()[1]):
+        raise InputError("pairs", repr(pair), "two samples whose inputs differ",
+                         "identical inputs cannot be told apart")  # fmt: skip
+    return TrackedPair(pair, _joined("as given", _side(classes_of(targets), rows)))
 
 
 def classes_of(targets: Tensor) -> Tensor | None:
@@ -153,7 +184,7 @@ def classes_of(targets: Tensor) -> Tensor | None:
 
 def choose_pairs(count: int, inputs: Inputs, targets: Tensor, seed: int) -> tuple[list[TrackedPair], list[str]]:
     """Pairs of every kind, as evenly as there are: within and across classes (or near and far in target), near and far
-    in input; samples that no pair has yet come first. Of more than 512 samples, 512 that are drawn are chosen among.
+    in input; samples that no pair has yet come first.
 
     Args:
         count: number of pairs.
@@ -168,11 +199,6 @@ def choose_pairs(count: int, inputs: Inputs, targets: Tensor, seed: int) -> tupl
         InputError: no two samples differ in their inputs.
     """
     n, generator = len(targets), torch_generator(seed, "pairs")
-    if n > _MOST:
-        drawn = torch.randperm(n, generator=generator)[:_MOST].sort().values
-        some, notes = choose_pairs(count, inputs.taken(drawn.tolist()), targets[drawn], seed)
-        found = [TrackedPair((int(drawn[one.ends[0]]), int(drawn[one.ends[1]])), one.kind) for one in some]
-        return found, [f"pairs were chosen among {_MOST} of the {n} samples, drawn by the seed", *notes]
     repeats = inputs.repeats()
     first, second = torch.triu_indices(n, n, 1)
     usable = ~(repeats[first] | repeats[second])

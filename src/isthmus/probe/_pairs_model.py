@@ -41,6 +41,11 @@ class Seen:
     hidden: tuple[Shaped[Tensor, "n _"], ...]
     outputs: Shaped[Tensor, "n ..."]
 
+    @property
+    def bytes(self) -> int:
+        """What they take."""
+        return sum(t.numel() * t.element_size() for t in (*self.hidden, self.outputs))
+
 
 @contextlib.contextmanager
 def called_samples() -> Generator[None]:
@@ -93,11 +98,14 @@ def as_batch(model: nn.Module, whole: Any, targets: Any, *, own_forward: bool) -
 
 
 def rows_taken(batch: Batch, rows: Sequence[int]) -> Batch:
-    """Some of the samples of a batch."""
+    """Some of the samples of a batch; what was one tensor stays one."""
     chosen = torch.tensor(rows)
+    done: dict[int, Tensor] = {}
 
     def taken(t: Tensor) -> Tensor:
-        return t[chosen] if t.dim() and t.shape[0] == batch.size else t
+        if id(t) not in done:
+            done[id(t)] = t[chosen] if t.dim() and t.shape[0] == batch.size else t
+        return done[id(t)]
 
     args, kwargs, whole, targets, masks = mapped(
         (batch.args, batch.kwargs, batch.whole, batch.targets, batch.masks), taken

@@ -77,7 +77,8 @@ def state_of(rows: pl.DataFrame, record: Mapping[str, Any], arrays: Mapping[str,
     matrices = {name.removeprefix("pairs/"): torch.from_numpy(np.array(value)) for name, value in arrays.items()
                 if name.startswith("pairs/")}  # fmt: skip
     trace = {"steps": steps, "times": [float(step) for step in steps], "failed": failed, "provisional": False,
-             "values": torch.from_numpy(np.array(values)), "stride": int(record["stride"])}  # fmt: skip
+             "values": torch.from_numpy(np.array(values)), "stride": int(record["stride"]),
+             "left_out": int(record.get("left_out", 0))}  # fmt: skip
     return {"pairs": names, "layers": layers, "at": before, "time": 0.0, "rates": False, "trace": trace,
             "first_at": int(record["matrices"]["first"]), "last_at": int(record["matrices"]["last"]),
             "matrices": matrices}  # fmt: skip

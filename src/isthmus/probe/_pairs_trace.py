@@ -10,20 +10,35 @@ import torch
 MOST = 512
 """Times that are kept at most."""
 
+FEWEST = 64
+"""Times of which there is always room."""
+
+NUMBERS = 2**20
+"""Numbers that are kept at most, over all times."""
+
+_ENOUGH = 0.75
+
 
 class Trace:
-    """Keeps an array for every step that is due: every step at first; each time `MOST` are kept every other one is
+    """Keeps an array for every step that is due: every step at first; each time `most` are kept every other one is
     dropped, and half as many are due from then on.
 
+    Args:
+        width: numbers in each array, of which `NUMBERS` are kept at most.
+
     Attributes:
+        most: times that are kept at most.
         steps: steps that are kept, in order.
         times: the time of each.
         values: the array of each.
         failed: steps without numbers, with the reason.
         stride: steps between two that are due.
+        left_out: how many were due and were not recorded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 1) -> None:
+        self.most = min(MOST, max(NUMBERS // width, FEWEST))
+        self.left_out = 0
         self.steps: list[int] = []
         self.times: list[float] = []
         self.values: list[np.ndarray] = []
@@ -55,15 +70,22 @@ class Trace:
         self._provisional = provisional
         if why:
             self.failed[step] = why
-        if len(self.steps) >= MOST and not provisional:
+        if len(self.steps) >= self.most and not provisional:
             self.coarsen()
 
     def coarsen(self) -> None:
-        """Keep every other step, from the first, and twice the steps between two that are due."""
+        """Twice the steps between two that are due, and of those that are kept the first in each such stretch; again
+        where that leaves more than three quarters of them.
+        """
         self._drop_provisional()
-        self.steps, self.times, self.values = self.steps[::2], self.times[::2], self.values[::2]
+        kept = range(len(self.steps))
+        while len(kept) > _ENOUGH * len(self.steps):
+            self.stride *= 2
+            places = [(step - self.steps[0]) // self.stride for step in self.steps]
+            kept = [k for k, place in enumerate(places) if not k or place > places[k - 1]]
+        self.steps, self.times = [self.steps[k] for k in kept], [self.times[k] for k in kept]
+        self.values = [self.values[k] for k in kept]
         self.failed = {step: why for step, why in self.failed.items() if step in self.steps}
-        self.stride *= 2
 
     def _drop_provisional(self) -> None:
         if self._provisional:
@@ -81,6 +103,7 @@ class Trace:
         return {
             "steps": list(self.steps), "times": list(self.times), "failed": dict(self.failed), "stride": self.stride,
             "values": torch.from_numpy(np.array(self.values)), "provisional": self._provisional,
+            "left_out": self.left_out,
         }  # fmt: skip
 
     def load(self, state: dict[str, Any]) -> None:
@@ -88,4 +111,4 @@ class Trace:
         self.steps, self.times = list(state["steps"]), list(state["times"])
         self.values = list(state["values"].numpy())
         self.failed, self.stride = dict(state["failed"]), state["stride"]
-        self._provisional = state["provisional"]
+        self._provisional, self.left_out = state["provisional"], state.get("left_out", 0)

@@ -17,15 +17,22 @@ from isthmus._random import check_seed
 from isthmus._records import RunFolder, check_new_folder
 from isthmus.geometry import pair_distances, pair_states, squared_distances
 from isthmus.probe._loading_files import said
-from isthmus.probe._monitor_schedule import check_step
+from isthmus.probe._monitor_schedule import check_rate, check_step
 from isthmus.probe._one import Forward, home_of, layers_text, rank_of_process, unwrapped
-from isthmus.probe._pairs_choice import Inputs, asked_pairs, check_pairs, choose_pairs, pair_targets
+from isthmus.probe._pairs_choice import Inputs, asked_pairs, pair_targets, tracked_pairs
 from isthmus.probe._pairs_model import Seen, Subject, matched_targets, read_samples, rows_taken
 from isthmus.probe._pairs_rows import pair_rows
-from isthmus.probe._pairs_trace import Trace
+from isthmus.probe._pairs_trace import FEWEST, NUMBERS, Trace
 
 COMMAND = "pairs"
 LONGEST_REASON = 300
+
+_LARGE = 2**25
+"""Bytes of the representations of a record beyond which they are not held until the next one."""
+
+_COUNTED, _RECORDED = ("at", "time", "rates"), ("pairs", "layers", "trace", "first_at", "last_at", "matrices")
+_SAME = 1e-9
+"""Distances that differ by less, of their size, are of the same samples, whatever machine computed them."""
 
 _STEPS, _RATES = "step", "sum of learning rates"
 _CLASSES = "class numbers stand for unit vectors: the theory is for the mean-square loss"
@@ -86,13 +93,8 @@ class PairTracker:
         self._model = bare
         most = max_samples if isinstance(asked, int) else 1 + max(end for pair in asked for end in pair)
         batch = read_samples(bare, samples, targets, own_forward=forward is not None, most=most, seed=seed)
-        assert batch.targets is not None
-        inputs = Inputs.of(batch)
-        if isinstance(asked, int):
-            chosen, said_of = choose_pairs(asked, inputs, batch.targets, seed)
-            self.notes += said_of
-        else:
-            chosen = check_pairs(asked, inputs, batch.targets)
+        chosen, said_of = tracked_pairs(asked, batch, seed)
+        self.notes += said_of
         self.pairs, self.kinds = tuple(one.ends for one in chosen), tuple(one.kind for one in chosen)
         self._names = [one.name for one in chosen]
         self.samples = tuple(sorted({end for pair in self.pairs for end in pair}))
@@ -101,16 +103,22 @@ class PairTracker:
         tracked = rows_taken(batch, self.samples)
         self._subject = Subject(bare, tracked, forward=forward, layers=layers, seed=seed)
         self.layers = tuple(self._subject.layers)
+        width = (len(self.layers) + 3) * len(self.pairs)
+        if width * FEWEST > NUMBERS:
+            most = NUMBERS // FEWEST // (len(self.layers) + 3)
+            raise InputError("pairs", f"{len(self.pairs)} pairs in {len(self.layers)} layers", f"at most {most} pairs "
+                             f"in so many layers", "ask for fewer of them, or fewer layers=")  # fmt: skip
+        self._trace = Trace(width)
         self.notes += self._subject.notes
         seen = self._subject.see()
         assert tracked.targets is not None
         self._targets = matched_targets(tracked.targets, seen.outputs)
         if self._targets.shape[1:] != tracked.targets.shape[1:] and not tracked.targets.is_floating_point():
             self.notes.append(_CLASSES)
-        apart = inputs.taken(self.samples).distances()
+        apart = Inputs.of(tracked).distances()
         self._apart = [float(apart[i, j]) for i, j in self._rows]
         self._fixed = {"inputs": apart.numpy(), "targets": squared_distances(self._targets).numpy()}
-        self._first = self._matrices(seen)
+        self._first = self._last = self._matrices(seen)
         self._keep(seen)
 
     @property
@@ -164,28 +172,34 @@ class PairTracker:
             InputError: on a process that records nothing.
         """
         self._recording()
-        last = self._last = self._matrices(self._last) if isinstance(self._last, Seen) else self._last or self._first
+        last = self._last = self._matrices(self._last) if isinstance(self._last, Seen) else self._last
         return {**self._fixed, **{f"{name}/first": value for name, value in self._first.items()},
                 **{f"{name}/last": value for name, value in last.items()}}  # fmt: skip
 
-    def record(self, step: int) -> None:
+    def record(self, step: int, *, lr: Any = None) -> None:
         """Record now, whatever the stride says: one pass of the model, which comes back as it was.
 
         Args:
             step: number of the step, after all that are recorded.
+            lr: sum of the learning rates of the steps since the last that was counted, where `step` is given them.
 
         Raises:
-            InputError: a step that does not come after the last one.
+            InputError: a step that does not come after the last one, or a learning rate as for `step`.
         """
         last = self._trace.steps[-1] if self._trace.steps else -1
-        self._at = check_step("step", step, max(last + 1, self._at), f"a step after {last} (a whole number)")
+        step = check_step("step", step, max(last + 1, self._at), f"a step after {last} (a whole number)")
+        if step > self._at:
+            self.count(step, lr=lr)
+        elif lr is not None:
+            raise InputError("lr", lr, f"none, for the learning rate of step {step} was counted")
         self.observe()
 
-    def step(self, *, lr: float | int | None = None) -> None:
+    def step(self, *, lr: Any = None) -> None:
         """Count one step of the optimiser, and record where the stride says.
 
         Args:
-            lr: learning rate of the step, to have sums of learning rates as times; give it at every step or at none.
+            lr: learning rate of the step (a number, or a tensor of one), to have sums of learning rates as times; give
+                it at every step or at none.
 
         Raises:
             InputError: a learning rate at some steps only, or one that is no number of at least 0.
@@ -194,7 +208,7 @@ class PairTracker:
         if self._subject is not None and self._trace.due(self._at - 1, self._at):
             self.observe()
 
-    def count(self, step: int, *, lr: float | int | None = None) -> None:
+    def count(self, step: int, *, lr: Any = None) -> None:
         """Count up to a step, and record nothing.
 
         Args:
@@ -206,18 +220,21 @@ class PairTracker:
         """
         if self._rates is not None and self._rates != (lr is not None):
             raise InputError("lr", lr, "a learning rate at every step, or at none")
-        if lr is not None and not 0 <= lr < float("inf"):
-            raise InputError("lr", lr, "a finite number of at least 0")
-        self._rates, self._at = lr is not None, step
-        self._time += 0.0 if lr is None else float(lr)
+        rate = 0.0 if lr is None else check_rate("lr", lr)
+        self._rates, self._at, self._time = lr is not None, step, self._time + rate
 
     def due(self, before: int, now: int) -> bool:
         """Whether a record is due at a step after `before` and not after `now`."""
         return self._subject is not None and self._trace.due(before, now)
 
-    def coarsen(self) -> None:
-        """Keep every other record, and twice the stride."""
-        self._trace.coarsen()
+    def leave_out(self, *, widen: bool) -> None:
+        """Record nothing at a step that is due.
+
+        Args:
+            widen: whether half as many are due from now on.
+        """
+        self._trace.left_out += 1
+        self._trace.stride *= 2 if widen else 1
 
     def observe(self, *, provisional: bool = False) -> None:
         """Record the last step that was counted; what fails is kept as a failure, warned about once.
@@ -246,9 +263,12 @@ class PairTracker:
         states = [pair_distances(hidden, self._rows) for hidden in seen.hidden]
         own = pair_states(seen.outputs, seen.outputs, self._targets.to(seen.outputs.device), self._rows)
         values = torch.stack([*states, own.y, own.v, own.m]).cpu().numpy()
+        first = not self._trace.steps
         self._trace.add(self._at, self._time, np.where(np.isfinite(values), values, np.nan), provisional=provisional)
         if np.isfinite(values).all():
-            self._last, self._last_at = seen, self._at
+            self._last_at = self._at
+            if not first:
+                self._last = self._matrices(seen) if seen.bytes > _LARGE else seen
         else:
             self._warn(f"a record of pairs is not finite at step {self._at}")
 
@@ -256,6 +276,10 @@ class PairTracker:
         named = [("outputs", seen.outputs), *((f"hidden/{name}", h) for name, h in zip(self.layers, seen.hidden,
                                                                                       strict=True))]  # fmt: skip
         return {name: squared_distances(rows).cpu().numpy() for name, rows in named}
+
+    def _said(self) -> list[str]:
+        out = self._trace.left_out
+        return [*self.notes, *([f"records left out to stay within the budget: {out}"] if out else [])]
 
     def _recording(self) -> Subject:
         if self._subject is None:
@@ -277,8 +301,10 @@ class PairTracker:
                       for name, dx2, dy2, kind in zip(self._names, self._apart, wanted, self.kinds, strict=True)],
             "layers": list(self.layers), "time": _RATES if self._rates else _STEPS, "stride": self.stride,
             "matrices": {"first": self._first_at, "last": self._last_at},
-            "notes": list(self.notes),
+            "notes": self._said(),
         }  # fmt: skip
+        if self._trace.left_out:
+            found["left_out"] = self._trace.left_out
         if self._rates:
             found["times"] = {str(s): t for s, t in zip(self._trace.steps, self._trace.times, strict=True)}
         return found
@@ -287,20 +313,24 @@ class PairTracker:
         """The matrices, by their names in `arrays.safetensors`."""
         return {f"pairs/{name}": value for name, value in self.matrices.items()}
 
-    def save(self, folder: str | os.PathLike[str]) -> RunFolder:
-        """Write a run folder, whole or not at all, which `isthmus dynamics` reads.
+    def save(self, folder: str | os.PathLike[str]) -> RunFolder | None:
+        """Write a run folder, whole or not at all, which `isthmus dynamics` reads; nothing on a process that records
+        nothing.
 
         The last step is recorded, too, whatever the stride says.
 
         Args:
             folder: where; nothing may be there yet.
 
+        Returns:
+            The run folder, or None where nothing is written.
+
         Raises:
-            InputError: on a process that records nothing.
             RunFolderError: the folder exists and is not empty, or cannot be made.
             WriteError: a full disk.
         """
-        self._recording()
+        if self._subject is None:
+            return None
         check_new_folder(folder, "folder")
         self.settle()
         device, dtype = home_of(self._model)
@@ -317,26 +347,39 @@ class PairTracker:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, so that a training that is resumed goes on recording; `torch.load` reads it with
-        `weights_only=True`.
+        `weights_only=True`. On a process that records nothing it is what was counted alone.
         """
+        counted = {"at": self._at, "time": self._time, "rates": self._rates}
+        if self._subject is None:
+            return counted
         matrices = {name: torch.from_numpy(value) for name, value in self.matrices.items()}
-        return {"pairs": self._names, "layers": list(self.layers), "at": self._at, "time": self._time,
-                "rates": self._rates, "trace": self._trace.state(), "first_at": self._first_at,
-                "last_at": self._last_at, "matrices": matrices}  # fmt: skip
+        return {**counted, "pairs": self._names, "layers": list(self.layers), "trace": self._trace.state(),
+                "first_at": self._first_at, "last_at": self._last_at, "matrices": matrices}  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on with what `state_dict` said; call it after the model has its weights of then.
 
         Raises:
-            InputError: the state of other pairs or layers.
+            InputError: no state, or that of other samples, targets, pairs or layers.
         """
-        self._recording()
+        needed = _COUNTED if self._subject is None else (*_COUNTED, *_RECORDED)
+        missing = [name for name in needed if name not in state]
+        if missing:
+            raise InputError("state", f"none with {', '.join(missing)}", "what state_dict() returned")
+        if self._subject is None:
+            self._at, self._time, self._rates = (state[name] for name in _COUNTED)
+            return
         if self._names != state["pairs"] or list(self.layers) != state["layers"]:
             given, own = (f"{', '.join(pairs)} in {', '.join(layers)}" for pairs, layers in
                           ((state["pairs"], state["layers"]), (self._names, self.layers)))  # fmt: skip
             raise InputError("state", given, f"the state of a tracker of {own}",
                              "give the same samples, pairs, layers and seed")  # fmt: skip
-        self._at, self._time, self._rates = state["at"], state["time"], state["rates"]
+        for name, own in self._fixed.items():
+            given = state["matrices"][name].numpy()
+            if given.shape != own.shape or not np.allclose(given, own, rtol=_SAME, atol=_SAME * own.max()):
+                raise InputError("state", f"that of a tracker of other {name}", "the state of a tracker of the same "
+                                 "samples and targets", "give what was given then, in the same order")  # fmt: skip
+        self._at, self._time, self._rates = (state[name] for name in _COUNTED)
         self._trace.load(dict(state["trace"]))
         self._first_at, self._last_at = state["first_at"], state["last_at"]
         self._first, self._last = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from isthmus._errors import DivergedError, InputError
 from isthmus._random import torch_generator
 from isthmus.geometry import DEFAULT_GAMMA0
 from isthmus.models import Adaptive, LeakyResNet
-from isthmus.probe import PairTracker, geometry_of, path_series, probe_path, track_pairs
+from isthmus.probe import PairTracker, PairWarning, geometry_of, path_series, probe_path, track_pairs
 from isthmus.train._checkpoint import data_fingerprint, load_checkpoint, run_identity, save_checkpoint
 from isthmus.train._config import FitConfig
 from isthmus.train._finish import finish, finish_iterations
@@ -166,8 +167,8 @@ def fit(
     Raises:
         InputError: data that does not fit the model or the loss, or a checkpoint that is corrupt, foreign, or of a run
             with other settings or data.
-        DivergedError: the objective or a weight is no longer a finite number; says the epoch and what to try. The last
-            checkpoint is of a finite epoch.
+        DivergedError: the objective or a weight is no longer a finite number; says the epoch and what to try, and keeps
+            the pairs that were tracked up to there. The last checkpoint is of a finite epoch.
         CheckpointError: a checkpoint could not be written (a full disk, say); the one before is kept.
     """
     from lightning_fabric import Fabric  # takes seconds to import
@@ -240,9 +241,10 @@ def fit(
         optimiser = adam if epoch <= config.epochs else sgd
         rows = torch.arange(n) if batch == n else torch.randperm(n, generator=shuffle)
         total = weight.new_zeros((), dtype=torch.float64)
-        rate = config.rate(step, per_epoch)
+        rate, rates = config.rate(step, per_epoch), 0.0
         for chosen in rows.to(weight.device).split(batch):
             optimiser.param_groups[0]["lr"] = config.rate(step, per_epoch)
+            rates += config.rate(step, per_epoch)
             xb, yb = (x, y) if batch == n else (x[chosen], y[chosen])
             with fabric.autocast():
                 cost, ridge = objective(model, config.loss, config.ridge, xb, yb)
@@ -255,14 +257,20 @@ def fit(
         finite = all(bool(torch.isfinite(p).all()) for p in parameters)
         if not (finite and math.isfinite(float(total))):
             kept = f"; the last good checkpoint is {checkpoint}" if checkpoint and checkpoint.exists() else ""
+            if tracker is not None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", PairWarning)  # the error says it
+                    tracker.count(epoch, lr=rates)
+                    tracker.settle()
             raise DivergedError(
                 f"the objective is not a finite number at epoch {epoch} (step size {rate:.3g}); "
-                f"try a learning_rate below {config.learning_rate / 3:.3g}{kept}"
+                f"try a learning_rate below {config.learning_rate / 3:.3g}{kept}",
+                pairs=tracker,
             )
         if adaptive is not None and epoch % adaptive.interval == 0 and epoch < config.total_epochs:
             update_steps(model, adaptive, x)
         if tracker is not None:
-            tracker.step()
+            tracker.step(lr=rates)
 
         # ── stopping ─────────────────────────────────────────────────────────────────────────────────────────
         if validated is not None and config.patience:
