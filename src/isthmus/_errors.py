@@ -37,7 +37,16 @@ class WriteError(IsthmusError, OSError):
 
 
 class DivergedError(IsthmusError):
-    """Training stopped because the loss or the weights are no longer finite numbers."""
+    """Training stopped because the loss or the weights are no longer finite numbers.
+
+    Args:
+        message: where, and what to try.
+        pairs: the tracker of pairs of samples up to there, where the training had one.
+    """
+
+    def __init__(self, message: str, *, pairs: object = None) -> None:
+        self.pairs = pairs
+        super().__init__(message)
 
 
 class DataWarning(UserWarning):

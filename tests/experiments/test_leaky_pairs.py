@@ -6,13 +6,45 @@ import numpy as np
 import polars as pl
 import pytest
 
+from isthmus._errors import DivergedError, RunFolderError
 from isthmus._records import RunFolder
-from isthmus.experiments import LeakyConfig, resume_leaky, run_leaky, task_from_source
+from isthmus.experiments import LeakyConfig, resume_leaky, run_dynamics, run_leaky, task_from_source
 from isthmus.experiments._leaky_networks import Network
+from isthmus.train import _loop
 
 
 class _KilledError(Exception):
     pass
+
+
+def test_a_training_that_diverges_keeps_the_pairs_from_before(tmp_path, monkeypatch):
+    source = {"name": "teacher", "kind": "mlp", "widths": [6, 2, 6], "n_train": 40, "n_test": 10, "seed": 0}
+    config = LeakyConfig(width=8, depth=3, effective_depth=2.0, epochs=20, log_points=2, pairs=4, learning_rate=1e-3)
+    ended, objective = [], _loop.objective
+
+    def objective_until(*given):
+        cost, ridge = objective(*given)
+        return (cost * float("nan") if ended else cost), ridge
+
+    def watch(epoch, epochs, log):
+        if epoch == 12:
+            ended.append(epoch)
+
+    monkeypatch.setattr(_loop, "objective", objective_until)
+    options = {"command": "train", "title": "t", "data": source, "progress": watch}
+    with pytest.raises(DivergedError, match="epoch 13"):
+        run_leaky(task_from_source(source), config, tmp_path / "run", **options)
+    run = RunFolder.open(tmp_path / "run")
+    assert run.run["status"] == "failed"
+    rows = run.metrics().filter(pl.col("metric") == "pair_y")
+    assert rows.filter(pl.col("status") == "ok")["step"].unique().sort().to_list() == list(range(13))
+    assert set(rows.filter(pl.col("step") == 13)["status"]) == {"failed"}
+    found = run_dynamics(run.path, tmp_path / "dynamics", layers=("*.2",), page=False)
+    assert "diverged" in [claim.name for claim in found.verdict()]
+    assert found.run["dynamics"]["records"] == 14
+    run.write_run(pairs=None)
+    with pytest.raises(RunFolderError, match=r"wrote its pairs of samples \(status here: failed\)"):
+        run_dynamics(run.path, tmp_path / "other")
 
 
 @pytest.mark.slow

@@ -107,10 +107,11 @@ def read_pairs(path: str | os.PathLike[str]) -> RecordedPairs:
     """
     run = RunFolder.open(path)
     folder, record = str(run.path), run.run.get("pairs")
-    status = run.run.get("status")
-    if not isinstance(record, dict) and status not in ("complete", None):
-        raise RunFolderError("run", folder, f"a run that recorded pairs of samples (status here: {status})",
-                             "it ended before pairs were written: resume it, or run it again")  # fmt: skip
+    settings, status = run.run.get("configuration"), run.run.get("status")
+    asked = isinstance(settings, dict) and cast("Mapping[str, object]", settings).get("pairs")
+    if not isinstance(record, dict) and asked and status != "complete":
+        raise RunFolderError("run", folder, f"a run that wrote its pairs of samples (status here: {status})",
+                             "pairs are written at the end: resume it, or run it again")  # fmt: skip
     if not isinstance(record, dict):
         raise RunFolderError("run", folder, "a run that recorded pairs of samples", _TRACK)
     try:

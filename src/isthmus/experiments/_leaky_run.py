@@ -28,6 +28,7 @@ from isthmus.models import LeakyResNet, check_device
 from isthmus.probe import (
     NO_LEAK,
     NO_MOMENTA,
+    PairTracker,
     PathMeasurement,
     Series,
     check_metrics,
@@ -334,6 +335,9 @@ def _work(
             write_page(run.path)
     except BaseException as error:
         with contextlib.suppress(OSError):  # on a full disk the error itself is what must be seen
+            if isinstance(error, DivergedError) and isinstance(error.pairs, PairTracker):
+                _keep_pairs(run, error.pairs, config.seed)
+        with contextlib.suppress(OSError):
             run.finish("interrupted" if isinstance(error, KeyboardInterrupt) else "failed", error=f"{error}")
         if isinstance(error, InputError) and error.argument in ("path", "momenta"):  # settings were checked before
             raise DivergedError(
@@ -341,6 +345,17 @@ def _work(
             ) from None
         raise
     shutil.rmtree(checkpoint.parent, ignore_errors=True)  # a complete run needs none
+
+
+def _pair_rows(tracked: PairTracker, seed: int) -> pl.DataFrame:
+    return tracked.table.with_columns(pl.lit(seed, pl.Int64).alias("seed"))
+
+
+def _keep_pairs(run: RunFolder, tracked: PairTracker, seed: int) -> None:
+    """Write what was recorded of pairs before a training diverged, which `isthmus dynamics` reads."""
+    run.write_metrics(_pair_rows(tracked, seed))
+    run.write_arrays(tracked.run_arrays())
+    run.write_run(pairs=tracked.run_record())
 
 
 def _write(
@@ -359,7 +374,7 @@ def _write(
     arrays |= {f"scaling/{name}": value for name, value in task.scaling.to_arrays().items()}
     frame, tracked = table.frame(), result.pairs
     if tracked is not None:  # after all other rows, which claims name by their numbers
-        frame = pl.concat([frame, tracked.table.with_columns(pl.lit(config.seed, pl.Int64).alias("seed"))])
+        frame = pl.concat([frame, _pair_rows(tracked, config.seed)])
         arrays |= tracked.run_arrays()
         run.write_run(pairs=tracked.run_record())
     run.write_metrics(frame)
