@@ -101,7 +101,12 @@ def alternative_claims(ratios: Mapping[str, Mapping[str, Sequence[float]]]) -> l
     """Judge other equations, by setting the misfit of each over the theory's; criteria were fixed beforehand."""
     if not ratios:
         return [claim("alternatives", "theory-is-best", "not judged", "No network has curves that can be fitted.")]
-    names = list(next(iter(ratios.values())))
+    names = list(dict.fromkeys(name for one in ratios.values() for name in one))
+    # With an alternative missing only a defeat is known for sure.
+    ratios = {key: one for key, one in ratios.items()
+              if len(one) == len(names) or any(np.median(values) <= 1 for values in one.values())}  # fmt: skip
+    if not ratios:
+        return [claim("alternatives", "theory-is-best", "not judged", "Alternatives could not be integrated.")]
     made: list[Claim] = []
     if "default" in ratios:
         own = {name: float(np.median(values)) for name, values in ratios["default"].items()}
@@ -112,7 +117,9 @@ def alternative_claims(ratios: Mapping[str, Mapping[str, Sequence[float]]]) -> l
             f"Misfit of each alternative over the theory's in the setting default, median over seeds: {_said(own)}. "
             "Wanted: all above 1 (partly: half of them).",
         ))  # fmt: skip
-    middle = {name: float(np.median([np.median(one[name]) for one in ratios.values()])) for name in names}
+    middle = {
+        name: float(np.median([np.median(one[name]) for one in ratios.values() if name in one])) for name in names
+    }
     best = {key: all(float(np.median(values)) > 1 for values in one.values()) for key, one in ratios.items()}
     beaten = {key: min(one, key=lambda name: float(np.median(one[name]))) for key, one in ratios.items()
               if not best[key]}  # fmt: skip
@@ -139,6 +146,7 @@ def figure_alternatives(
     found, seconds = follow_all(networks, folder)
     ratios: dict[str, dict[str, list[float]]] = {}
     rows: list[Row] = []
+    missing: list[str] = []
     groups = by_name(one for one in found if one.fit is not None)
     groups = {key: group if key == "default" else group[:1] for key, group in groups.items()}
     for place, (key, group) in enumerate(groups.items()):
@@ -146,19 +154,24 @@ def figure_alternatives(
         for one in group:
             assert one.fit is not None
             for other in compare_two_point(one.fit):
-                per.setdefault(other.name, []).append(min(other.ratio, 1e12))
-        ratios[key] = per
+                if other.reason:
+                    missing.append(f"{key} ({other.name}: {other.reason})")
+                else:
+                    per.setdefault(other.name, []).append(min(other.ratio, 1e12))
+        if per:
+            ratios[key] = per
         for name, values in per.items():
             rows += spread("ratio", name, place, values)
             rows += spread("default", name, list(per).index(name), values) if key == "default" else []
     note = "; ".join(f"{i}: {name}" for i, name in enumerate(groups))
+    left_out = f" Left out: {', '.join(missing)}." if missing else ""
     return PaperFigure(
         "alternatives", "Other equations: what fits as well?",
         "Equations with one of the terms doubled, or logistic curves, fit worse than the theory.",
         "The curves of figure two-points, each alternative with two free rates and fitted from several starts, like "
         "the theory. The logistic curve goes between the measured ends of h and y, and is compared over these two. "
         "Of the setting default every seed, of the others the first. "
-        f"Settings: {note}.",
+        f"Settings: {note}.{left_out}",
         (
             Panel("default", "Setting default", "alternative, in the order of the legend", "misfit over the theory's",
                   kind="points", y_scale="log", rules=((1.0, "the theory"),)),

@@ -54,7 +54,7 @@ def held(values: Tensor, used: Tensor) -> Tensor:
     return values.gather(-1, index.view(len(used), *(1,) * (values.ndim - 2), n).expand(values.shape))
 
 
-def _thinned(measured: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
+def thinned_by_change(measured: Tensor, used: Tensor) -> tuple[Tensor, Tensor]:
     """Which times to look at, half of them spread evenly and half where the curves change; how many each stands for."""
     n = measured.shape[-1]
     if n <= THIN:
@@ -82,7 +82,7 @@ def fit_curves(curves: Curves, t: Tensor, measured: Tensor, used: Tensor, guesse
         guesses: `(fits, starts, p)`, NaN where a fit has fewer starts.
     """
     fits, starts, count = guesses.shape
-    index, stands_for = _thinned(measured, used)
+    index, stands_for = thinned_by_change(measured, used)
     few_t = t.gather(1, index)
     few = measured.gather(2, index[:, None].expand(-1, measured.shape[1], -1))
     weight = stands_for.sqrt()[:, None]

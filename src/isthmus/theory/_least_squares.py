@@ -81,12 +81,6 @@ def descend(
     return best, lowest
 
 
-def thinned(t: Tensor, most: int) -> Tensor:
-    """Indices of at most so many times, the first and the last among them."""
-    n = len(t)
-    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).round().long()
-
-
 def covariance(residual: Tensor, slope: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of the parameters of many fits, in the sandwich form, with what it is made of.
 
