@@ -189,6 +189,15 @@ def test_an_unfinished_training_is_said_to_be_so(tmp_path: Path) -> None:
     assert "had not come to its end" in _claim(run, "unfinished").text
 
 
+def test_predictions_that_all_end_farther_off_are_said_to_do_so(tmp_path: Path) -> None:
+    planted = PlantedRun({"first": 1.0})
+    wanted = planted.dy2[tuple(zip(*PAIRS, strict=True))][:, None]
+    planted.v += 10 * wanted * torch.linspace(0, 1, planted.v.shape[1])
+    run = run_dynamics(planted.save(tmp_path / "run"), tmp_path / "out", page=False)
+    assert "grew 19.9-fold" in _claim(run, "unfinished").text
+    assert "4 of 4 fits" in _claim(run, "moved_away").text
+
+
 def test_the_outputs_themselves_are_no_layer_to_judge(tmp_path: Path) -> None:
     planted = PlantedRun({"first": 1.0, "head": 1.0})
     planted.h["head"] = planted.y

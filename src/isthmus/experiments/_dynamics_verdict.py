@@ -152,7 +152,10 @@ def _cautions(run: RecordedPairs, summaries: Sequence[LayerSummary], every: Sequ
         finite &= run.dy2 > 0  # those of equal targets come from next to nothing
     if finite.any() and not diverged:
         left = float(np.median(distance[finite, -1] / np.maximum(distance[finite, 0], 1e-300)))
-        if left > _UNFINISHED:
+        if left > 1:
+            say("unfinished", f"The squared distance between predictions and targets grew {left:.3g}-fold (median over "
+                "pairs), and the final structure of 2.3 is for an end where it is 0.", left=left)  # fmt: skip
+        elif left > _UNFINISHED:
             say("unfinished", f"Training had not come to its end: {100 * left:.0f} % of the squared distance between "
                 "predictions and targets is left (median over pairs), and the final structure of 2.3 is for the end.",
                 left=left)  # fmt: skip
