@@ -257,6 +257,10 @@ def test_alternatives_are_judged_by_all_of_them() -> None:
     assert "default (b, 0.6)" in mixed[1].text
     assert held(alternative_claims({"relu": worse}))["theory-is-best"] == "not"
     assert held(alternative_claims({}))["theory-is-best"] == "not judged"
+    # A setting that lacks an alternative can be lost, and not won.
+    part = alternative_claims({"default": better, "relu": {"a": [2.0]}, "tanh": {"a": [0.5]}})
+    assert "all of 2 alternatives in 1 of 2 settings; it is beaten in tanh (a, 0.5)" in part[1].text
+    assert held(alternative_claims({"relu": {}}))["theory-is-best"] == "not judged"
 
 
 def cells(end: str, *, dx: float = 1.0, dy: float = 1.0, start: float = 1e-4) -> list[Followed]:

@@ -104,7 +104,7 @@ def alternative_claims(ratios: Mapping[str, Mapping[str, Sequence[float]]]) -> l
     names = list(dict.fromkeys(name for one in ratios.values() for name in one))
     # With an alternative missing only a defeat is known for sure.
     ratios = {key: one for key, one in ratios.items()
-              if len(one) == len(names) or any(np.median(values) <= 1 for values in one.values())}  # fmt: skip
+              if 0 < len(one) == len(names) or any(np.median(values) <= 1 for values in one.values())}  # fmt: skip
     if not ratios:
         return [claim("alternatives", "theory-is-best", "not judged", "Alternatives could not be integrated.")]
     made: list[Claim] = []
