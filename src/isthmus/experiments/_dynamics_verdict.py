@@ -171,5 +171,9 @@ def _cautions(run: RecordedPairs, summaries: Sequence[LayerSummary], every: Sequ
     if notes:
         say("pairs", f"About the pairs: {'; '.join(notes)}.")
     if "cross" in run.loss.lower() or "nll" in run.loss.lower():
-        say("loss", f"The loss was {run.loss}; the theory is for the mean-square loss.", loss=run.loss)
+        say(
+            "loss",
+            f"The loss recorded in this run is {run.loss}; the theory is for a training on the mean-square loss.",
+            loss=run.loss,
+        )
     return found
