@@ -296,34 +296,31 @@ class RunView:
         return [name for name in METRICS if name in found]
 
 
+_ALONE = {
+    "reproduction": "a reproduction of a paper has a page of its own: give it alone",
+    "cost": "a representation cost has a page of its own: give it alone",
+    "sweep": "a sweep has a page of its own: give it alone, or folders of its runs",
+    "dynamics": "a run's dynamics have a page of their own: give it alone",
+}
+"""What of a view stands on a page alone, and what to try."""
+
+
 def load_runs(folders: Sequence[RunFolder]) -> list[RunView]:
     """One view per folder; labels are titles, numbered where two are the same.
 
     Raises:
-        InputError: a prediction beside runs of other kinds; a reproduction of a paper, a representation cost, or a
-            sweep, among several folders.
+        InputError: a prediction beside runs of other kinds; a reproduction of a paper, a representation cost, a
+            sweep, or a run's dynamics among several folders.
     """
     views = [RunView(folder) for folder in folders]
     predictions = [view.title for view in views if view.predicted]
     if 0 < len(predictions) < len(views):
         raise InputError("run", predictions[0], "runs of training or measuring, which can stand side by side",
                          "predictions of signal propagation stand beside each other only")  # fmt: skip
-    reproductions = [view.title for view in views if view.reproduction is not None]
-    if reproductions and len(views) > 1:
-        raise InputError("run", reproductions[0], "runs of training or measuring, which can stand side by side",
-                         "a reproduction of a paper has a page of its own: give it alone")  # fmt: skip
-    costs = [view.title for view in views if view.cost is not None]
-    if costs and len(views) > 1:
-        raise InputError("run", costs[0], "runs of training or measuring, which can stand side by side",
-                         "a representation cost has a page of its own: give it alone")  # fmt: skip
-    sweeps = [view.title for view in views if view.sweep is not None]
-    if sweeps and len(views) > 1:
-        raise InputError("run", sweeps[0], "runs of training or measuring, which can stand side by side",
-                         "a sweep has a page of its own: give it alone, or folders of its runs")  # fmt: skip
-    dynamics = [view.title for view in views if view.dynamics is not None]
-    if dynamics and len(views) > 1:
-        raise InputError("run", dynamics[0], "runs of training or measuring, which can stand side by side",
-                         "a run's dynamics have a page of their own: give it alone")  # fmt: skip
+    for part, hint in _ALONE.items() if len(views) > 1 else ():
+        for view in views:
+            if getattr(view, part) is not None:
+                raise InputError("run", view.title, "runs of training or measuring, which can stand side by side", hint)
     seen: dict[str, int] = {}
     for view in views:
         seen[view.title] = count = seen.get(view.title, 0) + 1
