@@ -15,6 +15,7 @@ from isthmus._records import Claim, MetricTable
 from isthmus.models import LeakyResNet
 from isthmus.probe._alignment import Alignment, align_within, plan_alignment
 from isthmus.probe._certified import STABILITY
+from isthmus.probe._loading_files import reason_of
 from isthmus.probe._one import MeasureOptions
 from isthmus.probe._progress import Progress, duration
 from isthmus.probe._survey import ModelError, module_name
@@ -28,7 +29,6 @@ LEAKY = "weight.*"
 
 _FAILURES = (InputError, ModelError, RuntimeError)
 _LEAST_SAMPLES = 3
-_LONGEST_REASON = 300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,14 +88,14 @@ def measured_alignment(
         found = align_within(bar, model, data, max_memory=options.max_memory,
                              traced=None if "alignment_traced" in wanted else False, **given)  # fmt: skip
     except _FAILURES as error:  # an extra must not cost the rest of the measurement
-        return Aligned(samples, None, _said(error), None, _said(error))
+        return Aligned(samples, None, reason_of(error), None, reason_of(error))
     if wanted.isdisjoint(("tangent_top_eigenvalue", *STABILITY)):
         return Aligned(samples, found, "", None, "not asked for")
     try:
         bar("alignment: largest eigenvalue", 0, None)
         top = float(tangent_eigenpairs(model, data, 1, **given).values[0]) / found.n
     except _FAILURES as error:
-        return Aligned(samples, found, "", None, _said(error))
+        return Aligned(samples, found, "", None, reason_of(error))
     return Aligned(samples, found, "", top)
 
 
@@ -111,7 +111,7 @@ def planned_alignment(model: nn.Module, data: Any, options: MeasureOptions, samp
             UnrolledLeaky(model) if leaky else model, data, max_memory=options.max_memory, **given
         )
     except _FAILURES as error:
-        return f"none: {_said(error)}"
+        return f"none: {reason_of(error)}"
     return f"{n} samples, {how}, about {duration(seconds)}, at most {memory / 2**20:.3g} MiB"
 
 
@@ -120,10 +120,6 @@ def _given(options: MeasureOptions, samples: int, layers: str) -> dict[str, Any]
     use = samples if options.max_samples is None else min(samples, options.max_samples)
     return {"targets": options.targets, "forward": options.forward, "max_samples": use,
             "batch_size": options.batch_size, "seed": options.seed, "layers": layers}  # fmt: skip
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:_LONGEST_REASON] or type(error).__name__
 
 
 def _why_not(data: Any, options: MeasureOptions, samples: int, *, along: bool) -> str:

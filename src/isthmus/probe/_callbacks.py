@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from isthmus._errors import InputError, IsthmusError, RunFolderError, near_name_hint
 from isthmus.probe._batches import Signature
 from isthmus.probe._guard import untouched
-from isthmus.probe._loading_files import said
-from isthmus.probe._monitor import BUDGET, LONGEST_REASON, MAX_SAMPLES, Monitor
+from isthmus.probe._loading_files import LONGEST_REASON, said
+from isthmus.probe._monitor import BUDGET, MAX_SAMPLES, Monitor
 from isthmus.probe._monitor_losses import MeanLoss
 from isthmus.probe._monitor_schedule import Ledger, Schedule
 from isthmus.probe._one import unwrapped

@@ -23,6 +23,7 @@ from isthmus.geometry import (
 )
 from isthmus.probe._batches import Batch
 from isthmus.probe._chains import Captured, Chain, capture_chains
+from isthmus.probe._loading_files import reason_of
 from isthmus.probe._progress import Progress
 
 OF_LAYERS = ("bottleneck_gap", "singular_values_near_one", "singular_values_near_one_centred", "neuron_balance")
@@ -160,7 +161,7 @@ def certify(
             else:
                 refused.append(Chain(one.chain.names, _too_long(sum(map(bool, allowed)), len(captured))))
         except _FAILURES as error:
-            refused.append(Chain(one.chain.names, _said(error)))
+            refused.append(Chain(one.chain.names, reason_of(error)))
     refused += [chain for chain in chains if chain.why]
     return Certificates(tuple(found), tuple(refused), "" if found else _why_none(refused))
 
@@ -175,10 +176,6 @@ def _why_none(refused: Sequence[Chain]) -> str:
         return NO_CHAIN
     more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
     return f"no chain of nn.Linear modules joined by ReLU has one; {refused[0].label}{more}: {refused[0].why}"
-
-
-def _said(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _operations(weights: Sequence[Tensor]) -> float:

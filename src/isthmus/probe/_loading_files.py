@@ -21,11 +21,20 @@ from isthmus._errors import InputError
 _NOT_TORCH = "it is not what torch.save writes"
 
 
+LONGEST_REASON = 300
+"""Characters of an error that a record or a warning quotes."""
+
+
 def said(error: BaseException, limit: int = 200) -> str:
     """An exception on one line, of at most `limit` characters beside its type."""
     text = " ".join(str(error).split())
     text = text if len(text) <= limit else text[: limit - 3] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """What an exception says, on one line of at most 300 characters; its type where it says nothing."""
+    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
 def listed(names: Iterable[str], limit: int = 8) -> str:

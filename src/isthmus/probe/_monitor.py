@@ -21,7 +21,7 @@ from isthmus._records import fresh_folder
 from isthmus.models import LeakyResNet
 from isthmus.probe import _monitor_schedule
 from isthmus.probe._aligned import check_alignment_samples
-from isthmus.probe._loading_files import said
+from isthmus.probe._loading_files import LONGEST_REASON, said
 from isthmus.probe._measurement import Measurement
 from isthmus.probe._model import measure
 from isthmus.probe._monitor_folder import COMMAND, MonitorFolder
@@ -46,8 +46,6 @@ MAX_SAMPLES = 256
 
 Observer = Callable[[int, nn.Module, Measurement], None]
 """`(step, model, measurement)`, called after every measurement; its time counts."""
-
-LONGEST_REASON = 300
 
 
 class MonitorWarning(UserWarning):

@@ -16,7 +16,7 @@ from isthmus._errors import InputError
 from isthmus._random import check_seed
 from isthmus._records import RunFolder, check_new_folder
 from isthmus.geometry import pair_distances, pair_states, squared_distances
-from isthmus.probe._loading_files import said
+from isthmus.probe._loading_files import LONGEST_REASON, said
 from isthmus.probe._monitor_schedule import check_rate, check_step
 from isthmus.probe._one import Forward, home_of, layers_text, rank_of_process, unwrapped
 from isthmus.probe._pairs_choice import Inputs, asked_pairs, pair_targets, tracked_pairs
@@ -25,7 +25,6 @@ from isthmus.probe._pairs_rows import pair_rows
 from isthmus.probe._pairs_trace import FEWEST, NUMBERS, Trace
 
 COMMAND = "pairs"
-LONGEST_REASON = 300
 
 _LARGE = 2**25
 """Bytes of the representations of a record beyond which they are not held until the next one."""

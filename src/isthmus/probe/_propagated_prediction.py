@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from isthmus._errors import InputError
-from isthmus.probe._aligned import _said
+from isthmus.probe._loading_files import reason_of
 from isthmus.probe._tangent_layers import LINEAR, TangentLayer
 from isthmus.probe._tangent_setting import rounding
 from isthmus.tangent import PairMean, in_double
@@ -57,7 +57,7 @@ def predict(model: nn.Module, links: Sequence[Link], outs: Tensor) -> tuple[str,
     except InputError as error:
         return "", None, f"the recursion does not apply ({error})"
     except Exception as error:  # noqa: BLE001 - an extra must not cost what was measured
-        return "", None, f"the prediction failed ({type(error).__name__}: {_said(error)})"
+        return "", None, f"the prediction failed ({type(error).__name__}: {reason_of(error)})"
 
 
 def _predicted(model: nn.Module, links: Sequence[Link], outs: Tensor) -> tuple[str, SignalPropagation]:

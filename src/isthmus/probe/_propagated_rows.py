@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from isthmus._records import Claim, MetricTable
-from isthmus.probe._aligned import _FAILURES, Aligned, _given, _said, _why_not
+from isthmus.probe._aligned import _FAILURES, Aligned, _given, _why_not
+from isthmus.probe._loading_files import reason_of
 from isthmus.probe._one import MeasureOptions
 from isthmus.probe._progress import Progress, duration
 from isthmus.probe._propagated import SIGNALS, UNCALLED, Propagation, plan_propagation, propagation_within
@@ -42,7 +43,7 @@ def measured_signals(
             propagation_within(bar, model, data, max_memory=options.max_memory, **_given(options, samples, "*")), ""
         )
     except _FAILURES as error:  # an extra must not cost the rest of the measurement
-        return Signals(None, _said(error))
+        return Signals(None, reason_of(error))
 
 
 def planned_signals(model: nn.Module, data: Any, options: MeasureOptions, samples: int, *, along: bool) -> str:
@@ -55,7 +56,7 @@ def planned_signals(model: nn.Module, data: Any, options: MeasureOptions, sample
             model, data, max_memory=options.max_memory, **_given(options, samples, "*")
         )
     except _FAILURES as error:
-        return f"none: {_said(error)}"
+        return f"none: {reason_of(error)}"
     return f"{n} samples, {passes} backward passes, about {duration(seconds)}, at most {memory / 2**20:.3g} MiB"
 
 
