@@ -13,7 +13,6 @@ import torch
 from isthmus._errors import InputError
 from isthmus._records import MetricTable
 from isthmus.experiments._effective_networks import PairNetworks, PairTrace, TrainedPairs
-from isthmus.experiments._ridge_reading import numbers
 from isthmus.theory import TwoPointFit, TwoPointForecast, TwoPointLimit, fit_two_point, forecast_two_point
 from isthmus.theory import two_point_limit as limit_of
 
@@ -169,11 +168,6 @@ def record_fit(table: MetricTable, one: Followed, fit: TwoPointFit, *, figure: s
         table.add("eta_h", fit.eta_h, stderr=fit.eta_h_stderr, index=layer, seed=seed, n=len(fit.times), note=note),
         table.add("eta_y", fit.eta_y, stderr=fit.eta_y_stderr, index=layer, seed=seed, n=len(fit.times), note=note),
     ]
-
-
-def said_by_setting(groups: dict[str, list[Followed]], values: dict[str, float], digits: int = 3) -> str:
-    """One number of each setting, in words."""
-    return ", ".join(f"{name} {numbers([values[name]], digits)}" for name in groups if name in values)
 
 
 def thinned(count: int, most: int = 100) -> np.ndarray:

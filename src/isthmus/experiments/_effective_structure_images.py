@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from isthmus._records import Claim, MetricTable
+from isthmus.experiments._effective_reading import thinned
 from isthmus.experiments._effective_structure_networks import (
     StructureNetwork,
     TrainedStructure,
@@ -288,12 +289,12 @@ def structure_figure(
                 values = [pearson(guessed[name][kept], one[kept]) for one in h]
                 courses.setdefault((panel, name), []).append(values)
         if not found:
-            chosen = np.linspace(0, len(same) - 1, min(_DRAWN, len(same))).round().astype(int)
+            chosen = thinned(len(same), _DRAWN)
             guess, last = guessed[SMOOTHED] / guessed[SMOOTHED].mean(), h[-1] / h[-1].mean()
             rows += [Row("pairs", "same class" if same[i] else "different classes", float(guess[i]), float(last[i]),
                          seed=reading.seed) for i in chosen]  # fmt: skip
         found.append(reading)
-    drawn = np.unique(np.linspace(0, len(steps) - 1, min(_MOMENTS, len(steps))).round().astype(int)).tolist()
+    drawn = thinned(len(steps), _MOMENTS).tolist()
     for (panel, name), group in courses.items():
         columns = list(zip(*group, strict=True))
         for i in drawn:

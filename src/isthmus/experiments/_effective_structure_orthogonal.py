@@ -11,6 +11,7 @@ import numpy as np
 
 from isthmus._random import numpy_generator
 from isthmus._records import Claim, MetricTable
+from isthmus.experiments._effective_reading import thinned
 from isthmus.experiments._effective_structure_networks import StructureNetwork, TrainedStructure
 from isthmus.experiments._effective_structure_tasks import Samples
 from isthmus.experiments._equilibrium_reading import over_groups, spread
@@ -251,7 +252,7 @@ def orthogonal_claims(
 def _drawn(samples: Samples, grid: int) -> np.ndarray:
     """Samples whose both coordinates are among a few evenly chosen ones."""
     axis = np.unique(samples.places[:, 0].numpy())
-    kept = axis[np.linspace(0, grid - 1, min(grid, _DRAWN)).round().astype(int)]
+    kept = axis[thinned(grid, _DRAWN)]
     return np.asarray(np.isin(samples.places.numpy(), kept).all(axis=1))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from isthmus._errors import InputError
 from isthmus._records import Claim, MetricTable
+from isthmus.experiments._effective_reading import thinned
 from isthmus.experiments._effective_structure_networks import (
     StructureNetwork,
     TrainedStructure,
@@ -278,7 +279,7 @@ def xor_figure(
     for name, group in courses.items():
         if group:
             columns, last = np.array(group).T, len(group[0]) - 1
-            for i in np.unique(np.linspace(0, last, min(_DRAWN, last + 1)).round().astype(int)):
+            for i in thinned(last + 1, _DRAWN):
                 rows += spread("merging", name, float(i) / max(1, last), columns[i].tolist())
     said = ", ".join(f"{s.name} {s.gain:g} ({s.learning_rate / 2:g}, {steps})" for s, steps in settings.trained)
     first = settings.trained[0][0]
