@@ -1,10 +1,11 @@
 """How much faster two processes measure than one, where reading the data is the limit.
 
-    python benchmarks/several_processes.py [--samples 3000] [--pairs 5] [--out FILE.json]
+    python benchmarks/several_processes.py [--samples 1500] [--pairs 5] [--out FILE.json]
 
-Every sample is a PNG of 3 × 224 × 224 random blocks, decoded anew each time on one thread. One process measures all of
-them; then two processes each their part, with `sharded=True`: pairs of runs, one after the other, the order changing
-from pair to pair, so that a machine that is busy with something else disturbs both alike. Each process has one thread.
+Every sample is a PNG of 448 × 448 random blocks, decoded and made half as large anew each time on one thread, as
+pictures are. One process measures all of them; then two processes each their part, with `sharded=True`: pairs of runs,
+one after the other, the order changing from pair to pair, so that a machine that is busy with something else disturbs
+both alike. Each process has one thread.
 A run's time is from the start of `measure` to its end (imports apart), between two barriers, and the processor time is
 that of all its processes. Reported: the median and the range of the ratios of a pair.
 
@@ -37,7 +38,7 @@ def encoded(count: int) -> list[bytes]:
     rng = np.random.default_rng(0)
     different: list[bytes] = []
     for _ in range(min(count, 64)):
-        blocks = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        blocks = rng.integers(0, 256, (28, 28, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
         noisy = np.clip(blocks.astype(int) + rng.integers(-8, 9, blocks.shape), 0, 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(noisy).save(file, format="PNG")
@@ -64,7 +65,8 @@ def work(folder: str, rank: int, size: int, samples: int) -> None:
             return len(self.files)
 
         def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            picture = np.asarray(Image.open(io.BytesIO(self.files[index])), dtype=np.float32)
+            whole = Image.open(io.BytesIO(self.files[index]))
+            picture = np.asarray(whole.resize((224, 224), Image.Resampling.BILINEAR), dtype=np.float32)
             return torch.from_numpy(picture).permute(2, 0, 1) / 255 + index % 7, index % 10
 
     torch.set_num_threads(1)
@@ -108,7 +110,7 @@ def main() -> None:
         work(sys.argv[2], *map(int, sys.argv[3:6]))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--samples", type=int, default=3000)
+    parser.add_argument("--samples", type=int, default=1500)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()

@@ -329,7 +329,7 @@ def _backward(
         if not t.is_floating_point():
             return t
         leaves.append(t.detach().requires_grad_())
-        return leaves[-1].clone()
+        return leaves[-1]  # `run_model` gives the model a copy, which it may change in place
 
     with torch.enable_grad():
         started = dataclasses.replace(batch, args=mapped(batch.args, leaf), kwargs=mapped(batch.kwargs, leaf),

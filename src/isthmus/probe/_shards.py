@@ -259,7 +259,7 @@ def _summed(t: Tensor) -> tuple[Any, ...]:
 
 def _placed(batch: Batch, device: torch.device) -> Batch:
     def place(t: Tensor) -> Tensor:
-        return t.detach().to(device)
+        return t.detach().to(device, copy=True)  # a view of a large batch would be sent with all of it
 
     whole = {f.name: mapped(getattr(batch, f.name), place) for f in dataclasses.fields(batch) if f.name != "size"}
     return dataclasses.replace(batch, **whole)
