@@ -172,6 +172,67 @@ def test_merged_steps_weigh_by_their_lengths() -> None:
     assert torch.allclose(merged.bias[0], 0.4 * model.bias[0] + 0.6 * model.bias[1], rtol=1e-12)
 
 
+def partitions(count: int) -> list[list[range]]:
+    """All ways to cut `count` layers into groups of neighbours."""
+    cuts = itertools.chain.from_iterable(itertools.combinations(range(1, count), k) for k in range(count))
+    return [[range(low, high) for low, high in itertools.pairwise((0, *some, count))] for some in cuts]
+
+
+@pytest.mark.parametrize(("depth", "effective_depth", "cap"), [(10, 3.7, None), (9, 0.0, None), (8, 4.1, 0.9)])
+def test_the_groups_are_the_best_of_all_partitions(depth: int, effective_depth: float, cap: float | None) -> None:
+    """Against every partition: the least depth that any has, and at each depth the least sum of products of moves."""
+    steps = "equidistant" if cap is None else Adaptive(cap=cap)
+    model, x = network(depth, effective_depth, steps=steps, seed=depth), inputs()
+    rho = torch.rand(depth, generator=torch.Generator().manual_seed(depth), dtype=torch.float64) + 0.3
+    rho = rho / rho.sum()
+    model.set_layer_steps(rho)
+    path = model.path(x).detach()
+    moves = ((path[1:] - path[:-1]).norm(dim=(1, 2)) / path[1:].norm(dim=(1, 2))).tolist()
+
+    def fits(groups: list[range]) -> bool:
+        lengths = [effective_depth * sum(float(rho[i]) for i in one) for one in groups if len(one) > 1]
+        return all(length < 1 if cap is None else length <= cap for length in lengths)
+
+    def lost(groups: list[range]) -> float:
+        return sum(moves[i] * moves[j] for one in groups for i, j in itertools.combinations(one, 2))
+
+    known: dict[int, float] = {}
+    for groups in filter(fits, partitions(depth)):
+        known[len(groups)] = min(known.get(len(groups), math.inf), lost(groups))
+    assert sorted(known) == list(range(min(known), depth + 1))
+    for wanted, least in known.items():
+        made, ends = resample(model, wanted, x, method="merge"), torch.cumsum(rho, 0)
+        cuts = [0, *(int((ends - end).abs().argmin()) + 1 for end in torch.cumsum(made.layer_steps, 0))]
+        groups = [range(low, high) for low, high in itertools.pairwise(cuts)]
+        assert fits(groups)
+        assert lost(groups) == pytest.approx(least, rel=1e-9, abs=1e-15)
+    if min(known) > 1:
+        with pytest.raises(InputError, match=f"at least {min(known)}") as caught:
+            resample(model, min(known) - 1, x, method="refit")
+        assert caught.value.hint == f"try depth={min(known)}"
+    else:
+        assert effective_depth == 0
+
+
+def test_a_step_that_is_too_long_already_stays_by_itself() -> None:
+    model, x = network(4, 1.8), inputs()
+    model.set_layer_steps(torch.tensor([0.6, 0.1, 0.1, 0.2], dtype=torch.float64))
+    assert resample(model, 2, x, method="merge").layer_steps.tolist() == pytest.approx([0.6, 0.4])
+    longer = network(4, 2.4)
+    longer.set_layer_steps(model.layer_steps)
+    with pytest.raises(InputError, match="at least 3"):  # two groups fit, but no two equal steps would
+        resample(longer, 2, x, method="merge")
+
+
+def test_a_layer_that_ends_at_the_origin_can_be_joined() -> None:
+    model, x = network(4, 0.0, activation="identity", bias=False), inputs()
+    with torch.no_grad():
+        model.weight[2] = -4 * torch.eye(6, dtype=torch.float64)  # 1 − ρ·4 = 0: its relative move is infinite
+    made = resample(model, 3, x, method="merge")
+    assert made.layer_steps.tolist() == pytest.approx([0.25, 0.25, 0.5])  # the layer after it stands still
+    assert bool(torch.isfinite(resample(model, 1, x, method="merge")(x)).all())
+
+
 @pytest.mark.parametrize("steps", ["equidistant", "adaptive", "irregular"])
 def test_no_step_grows_past_its_bound(steps: str) -> None:
     model, x = network(12, 5.0, steps=steps), inputs()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +20,8 @@ RESAMPLE_METHODS = ("merge", "refit", "equidistant", "drop")
 _PULL = 1e-3
 """Weight of the pull of a refitted layer towards the mean of its layers, against the mean of the diagonal of `SSᵀ`."""
 
+_ORIGIN = 1e6
+"""A relative move counts as this at most: that of a layer that ends at the origin is infinite."""
 
 _ROUNDING = 1e-6
 """Shares of the path below this, and differences of a step's `ρL̃` from its bound, are float32's rounding."""
@@ -38,13 +43,15 @@ def resample(
     | method | new layers | needs `x` |
     |---|---|---|
     | `equidistant` | `ρ'_j = 1/L'`, or `steps`; `L'` may be larger than `L` | no |
-    | `merge` | neighbours become one layer, `ρ' = ρ_i + … + ρ_j`, slow ones first | yes |
+    | `merge` | groups of neighbours become one layer, `ρ' = ρ_i + … + ρ_j` | yes |
     | `refit` | the layers of `merge`, each with the weight that best maps the old path onto itself | yes |
     | `drop` | the fastest `L'` layers as they are; the others are left out | yes |
 
-    `merge` joins, again and again, the two neighbours whose layers have the smallest sum of relative moves
-    `‖A_ℓ − A_{ℓ−1}‖ / ‖A_ℓ‖` over `x`, where `ρ'L̃` stays below 1 (with adaptive steps: not above their cap). `refit`
-    then gives each joined layer the weight of the least `‖T − W S‖² + γ‖W − W̄‖²` over the samples, where
+    `merge` takes the groups with the least sum of `m_i m_j` over all pairs of layers that are joined, with the relative
+    moves `m_ℓ = ‖A_ℓ − A_{ℓ−1}‖ / ‖A_ℓ‖` over `x`. One Euler step in place of several leaves out such products, so slow
+    layers are joined before fast ones. It is the least of all partitions whose groups keep `ρ'L̃` below 1 (with adaptive
+    steps: not above their cap), found by dynamic programming; a depth that no such partition has is refused.
+    `refit` then gives each joined layer the weight of the least `‖T − W S‖² + γ‖W − W̄‖²` over the samples, where
     `S = (φ(A_{i−1}), 1)`, `T = (A_j − (1 − ρ'L̃) A_{i−1})/ρ'`, `W̄` is the mean above, and `γ` a thousandth of the mean
     diagonal entry of `SSᵀ`. `drop` scales what is kept onto the whole path, `L̃' = sL̃`, `W' = sW`, `ρ' = ρ/s`, `s` the
     sum of the steps kept: this is exactly the network in which the other layers do nothing (docs/theory 1.7, range).
@@ -151,15 +158,15 @@ def _fill(made: LeakyResNet, shares: Float[Tensor, "new old"], model: LeakyResNe
         made.bias.copy_(scale * (shares.to(model.bias.device) @ model.bias.double()))
 
 
-def _largest_step(model: LeakyResNet) -> tuple[float, bool]:
-    """The bound of `ρL̃`, and whether a step may reach it."""
-    return (float(model.steps.cap), True) if isinstance(model.steps, Adaptive) else (1.0, False)
+def _bound(model: LeakyResNet) -> float:
+    """The bound of `ρL̃`: below it, or with adaptive steps not above it."""
+    return float(model.steps.cap) if isinstance(model.steps, Adaptive) else 1.0
 
 
-def _fits(model: LeakyResNet, rho: float) -> bool:
-    bound, reached = _largest_step(model)
-    leak = rho * model.effective_depth
-    return leak <= bound * (1 + _ROUNDING) if reached else leak < bound * (1 - _ROUNDING)
+def _longest_step(model: LeakyResNet) -> float:
+    """The largest `ρ` that counts as within the bound."""
+    room = 1 + _ROUNDING if isinstance(model.steps, Adaptive) else 1 - _ROUNDING
+    return room * _bound(model) / model.effective_depth if model.effective_depth > 0 else math.inf
 
 
 def _on_steps(model: LeakyResNet, depth: int, steps: Tensor | Sequence[float] | None) -> LeakyResNet:
@@ -175,9 +182,9 @@ def _on_steps(model: LeakyResNet, depth: int, steps: Tensor | Sequence[float] | 
     if made.depth == model.depth and torch.allclose(made.layer_steps, model.layer_steps, rtol=_ROUNDING, atol=0):
         return _copied(model)
     longest = float(rho.max())
-    if not _fits(model, longest):
+    if longest > _longest_step(model):
         raise InputError("steps" if steps is not None else "depth", longest if steps is not None else depth,
-                         f"steps with ρL̃ below {_largest_step(model)[0]:g}, at L̃ = {model.effective_depth:g}",
+                         f"steps with ρL̃ below {_bound(model):g}, at L̃ = {model.effective_depth:g}",
                          "use more layers")  # fmt: skip
     old, new = _nodes(model.layer_steps), _nodes(rho)
     low = torch.maximum(new[:-1, None], old[None, :-1])
@@ -193,31 +200,56 @@ def _nodes(rho: Tensor) -> Tensor:
     return torch.cat([summed.new_zeros(1), summed / summed[-1]])
 
 
+def least_depth(model: LeakyResNet, method: str) -> int:
+    """The smallest depth that a method of `resample` may reach."""
+    if method == "drop":
+        return 1
+    longest = _longest_step(model)
+    held = max(math.floor(model.effective_depth / _bound(model)), math.ceil(1 / longest) - 1) + 1  # with equal steps
+    if method == "equidistant":
+        return held
+    groups, length = 0, math.inf
+    for rho in model.layer_steps.double().tolist():  # as many layers into each group as fit: no partition has fewer
+        length += rho
+        if length > longest:
+            groups, length = groups + 1, rho
+    return max(groups, held)
+
+
 def _segments(model: LeakyResNet, depth: int, moves: list[float]) -> list[list[int]]:
-    """The layers that become one, slowest first, down to `depth` of them or as far as the bound of a step allows."""
-    rho: list[float] = model.layer_steps.double().tolist()
-    found = [[i] for i in range(len(rho))]
-    while len(found) > depth:
-        pairs = [
-            (sum(moves[i] for i in found[j] + found[j + 1]), j)
-            for j in range(len(found) - 1)
-            if _fits(model, sum(rho[i] for i in found[j] + found[j + 1]))
-        ]
-        if not pairs:
-            break
-        j = min(pairs)[1]
-        found[j : j + 2] = [found[j] + found[j + 1]]
-    return found
+    """The layers that become one: of all partitions into `depth` groups of neighbours that fit, one of the least cost.
+
+    The sum over groups of their squared sums of moves, which is least here, is twice that of `m_i m_j` over the pairs
+    that are joined, and a constant. `least[j]` is the least cost of the layers before `j` in so many groups.
+    """
+    count = model.depth
+    rho, moved = model.layer_steps.double().cpu().numpy(), np.minimum(np.array(moves), _ORIGIN)
+    cost = np.full((count + 1, count + 1), np.inf)  # of the layers i … j − 1 in one group
+    for i in range(count):
+        fits = np.cumsum(rho[i:]) <= _longest_step(model)
+        fits[0] = True
+        cost[i, i + 1 :] = np.where(fits, np.cumsum(moved[i:]) ** 2, np.inf)
+    least = np.where(np.arange(count + 1) == 0, 0.0, np.inf)
+    begins: list[np.ndarray] = []  # where the last group begins
+    for _ in range(depth):
+        every = least[:, None] + cost
+        begins.append(every.argmin(0))
+        least = every.min(0)
+    ends = [count]
+    for begin in reversed(begins):
+        ends.append(int(begin[ends[-1]]))
+    return [list(range(low, high)) for low, high in itertools.pairwise(reversed(ends))]
 
 
 def _merged(model: LeakyResNet, depth: int, path: Tensor, *, refit: bool) -> LeakyResNet:
     if depth == model.depth:
         return _copied(model)
+    least = least_depth(model, "merge")
+    if depth < least:
+        raise InputError("depth", depth, f"at least {least}: layers are joined, never cut, and fewer cannot keep ρL̃ "
+                         f"below {_bound(model):g}, at L̃ = {model.effective_depth:g}",
+                         f"try depth={least}")  # fmt: skip
     segments = _segments(model, depth, _moves(path))
-    if len(segments) > depth:
-        raise InputError("depth", depth, f"at least {len(segments)}: no two neighbours can be merged any further with "
-                         f"ρL̃ below {_largest_step(model)[0]:g}, at L̃ = {model.effective_depth:g}",
-                         f"try depth={len(segments)}")  # fmt: skip
     old = model.layer_steps.detach().to("cpu", torch.float64)
     shares = torch.zeros(depth, model.depth, dtype=torch.float64, device="cpu")
     for j, layers in enumerate(segments):
