@@ -116,6 +116,7 @@ def test_the_tangent_kernel_in_closed_form_is_the_measured_one(bias: bool) -> No
     assert values(closed, "sharpness") == pytest.approx([2 * top / 9], rel=1e-9)
     assert values(closed, "largest_stable_rate") == pytest.approx([9 / top], rel=1e-9)
     assert f"{2 * top / 9:.3g}" in claim(closed, "sharpness").text
+    assert "summed over outputs" in claim(closed, "sharpness").text, "with nn.MSELoss the rate is 3 times as large"
     aligned = measure(net, x, targets=y, loss="square", progress=False, alignment_samples=9)
     assert values(aligned, "sharpness") == pytest.approx([2 * top / 9], rel=1e-6)
     assert len(values(aligned, "tangent_trace")) == 4, "by alignment, and not in closed form once more"

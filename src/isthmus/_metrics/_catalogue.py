@@ -47,7 +47,8 @@ _BOTTLENECK = (
 _STABILITY = (
     Metric("sharpness", "model", "(2/n) λ_max(Θ), Θ the tangent kernel of all parameters, uncentred",
            "squared outputs / squared weight", _KERNEL,
-           "Of the squared error near a good fit, on the recorded samples, of which few give too large a value."),
+           "Of the squared error, summed over outputs and averaged over samples, near a good fit, on the recorded "
+           "samples, of which few give too large a value. Averaged over outputs, too, it is smaller by their number."),
     Metric("largest_stable_rate", "model", "2 / sharpness: gradient descent without a ridge is stable below it",
            "squared weight / squared outputs", _KERNEL),
 )  # fmt: skip

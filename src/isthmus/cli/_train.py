@@ -75,9 +75,9 @@ def train(
     finish: Annotated[int, Parameter(help="Then iterations of the second-order finish; 900 for a critical point.")] = 0,
     batch_size: Annotated[int | None, Parameter(help="Samples per step; all unless given.")] = None,
     validation_fraction: Annotated[float, Parameter(help="Share of the training samples held out to watch.")] = 0.0,
-    patience: Annotated[int, Parameter(help="Stop after so many epochs without a better validation loss.")] = 0,
-    gradient_tolerance: Annotated[float, Parameter(help="Stop when the gradient norm falls below.")] = 0.0,
-    stationarity_tolerance: Annotated[float, Parameter(help="Stop when the median residual falls below.")] = 0.0,
+    patience: Annotated[int, Parameter(help="Stop after so many epochs without better validation loss; 0: no.")] = 0,
+    gradient_tolerance: Annotated[float, Parameter(help="Stop when the gradient norm falls below; 0: no.")] = 0.0,
+    stationarity_tolerance: Annotated[float, Parameter(help="Stop when the median residual falls below; 0: no.")] = 0.0,
     precision: Annotated[str, Parameter(help="true, bf16-mixed or 16-mixed.")] = "true",
     log_points: Annotated[int, Parameter(help="Epochs at which metrics are recorded, log-spaced.")] = 60,
     pairs: Annotated[int, Parameter(help="Pairs of samples to track while training; 0 for none.")] = 0,
@@ -101,7 +101,7 @@ def train(
 ) -> None:  # fmt: skip
     """Train a Leaky ResNet, measure its path, and write a run folder with a page.
 
-    Every option can also stand in a TOML file: `--config FILE` (read by `main` before the options are parsed).
+    Every option can also stand in a TOML file: `--config FILE`.
     """
     from isthmus.experiments import LeakyConfig, resume_leaky
 

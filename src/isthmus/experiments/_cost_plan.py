@@ -51,7 +51,7 @@ class CostPlan:
             ("networks", f"{self.networks}"),
             ("parameters, at most", f"{self.parameters:,}"),
             ("memory, about", f"{self.memory / 2**20:,.0f} MiB"),
-            ("training time, at most", time_),
+            ("training, at most", time_),
         ]
 
 

@@ -281,7 +281,8 @@ def _stability_claims(certificates: Certificates, rows: Rows, top: float | None,
     whole = any(one.captured.whole for one in certificates.chains)
     if not whole or top is None or "sharpness" not in rows or top <= 0:
         return []
-    text = (f"Sharpness: (2/N) λ_max(Θ) = {2 * top:.3g} on {n} samples: gradient descent on their mean squared error "
-            f"is stable below a learning rate of about {largest_stable_rate(top, 1):.2g}.")  # fmt: skip
+    text = (f"Sharpness: (2/N) λ_max(Θ) = {2 * top:.3g} on {n} samples: gradient descent on their squared error, "
+            "summed over outputs, is stable below a learning rate of about "
+            f"{largest_stable_rate(top, 1):.2g}.")  # fmt: skip
     behind = [row for m in (*STABILITY, "tangent_top_eigenvalue") for row in rows.get(m, {}).get("model", [])]
     return [Claim("sharpness", text, "none", tuple(behind), {"sharpness": 2 * top, "n": n})]
