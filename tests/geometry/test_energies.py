@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,9 @@ from isthmus.geometry import (
     hamiltonians,
     kinetic_energy,
     path_geometry,
+    path_speed,
     rank_bounds,
+    relative_move,
     stationarity,
 )
 from isthmus.theory import LinearGeodesic, linear_geodesic
@@ -269,3 +273,12 @@ def test_accumulator_refuses_what_does_not_fit(random_path: tuple[Tensor, Tensor
     with pytest.raises(InputError, match="momenta: got values that are not finite"):
         acc.update(a, s, bad)
     assert torch.equal(acc.result().gram, before.gram)  # a refused batch leaves nothing behind
+
+
+def test_a_move_that_is_not_a_number_is_not_0() -> None:
+    moved = torch.tensor([math.nan, 0.0, 4.0, 1.0], dtype=torch.float64)
+    norm_sq = torch.tensor([1.0, 1.0, 0.0, 16.0, 0.0], dtype=torch.float64)
+    expected = torch.tensor([math.nan, 0.0, 0.5, math.inf], dtype=torch.float64)
+    torch.testing.assert_close(relative_move(moved, norm_sq), expected, equal_nan=True)
+    rho = torch.full((4,), 0.2)
+    torch.testing.assert_close(path_speed(moved, norm_sq, rho), 5 * expected, equal_nan=True, rtol=1e-6, atol=0)

@@ -12,6 +12,7 @@ from isthmus._errors import DivergedError
 from isthmus.models import Adaptive
 from isthmus.theory import linear_geodesic
 from isthmus.train import EpochLog, FitConfig, fit, objective
+from isthmus.train._steps import update_steps
 
 
 @pytest.fixture
@@ -117,6 +118,16 @@ def test_divergence_is_said(samples: tuple[Tensor, Tensor]) -> None:
         model.weight.fill_(1e200)
     with pytest.raises(DivergedError, match=r"epoch 1 .*try a learning_rate below"):
         fit(model, *samples, FitConfig(epochs=3))
+
+
+def test_a_path_that_is_not_finite_moves_no_steps(samples: tuple[Tensor, Tensor]) -> None:
+    model = net(steps=Adaptive(interval=1))
+    with torch.no_grad():
+        model.weight.fill_(1e200)
+    before = model.layer_steps.clone()
+    update_steps(model, Adaptive(), samples[0])  # the next epoch says that the training diverged
+    assert torch.equal(model.layer_steps, before)
+    assert bool((model.weight == 1e200).all())
 
 
 @pytest.mark.parametrize(

@@ -105,13 +105,13 @@ class PathGeometry:
 def path_speed(
     moved_norm_sq: Float[Tensor, " depth"], norm_sq: Float[Tensor, " nodes"], layer_steps: Float[Tensor, " depth"]
 ) -> Float[Tensor, " depth"]:
-    """`c_ℓ = ‖A_ℓ − A_{ℓ−1}‖ / (ρ_ℓ ‖A_ℓ‖)` (arXiv 2405.17573, docs/theory 1.3); 0 where nothing moves."""
+    """`c_ℓ = ‖A_ℓ − A_{ℓ−1}‖ / (ρ_ℓ ‖A_ℓ‖)` (arXiv 2405.17573, docs/theory 1.3); see `relative_move` for the edges."""
     return relative_move(moved_norm_sq, norm_sq) / layer_steps.double()
 
 
 def relative_move(moved_norm_sq: Float[Tensor, " depth"], norm_sq: Float[Tensor, " nodes"]) -> Float[Tensor, " depth"]:
-    """`‖A_ℓ − A_{ℓ−1}‖ / ‖A_ℓ‖` of every step; 0 where nothing moves, ∞ where something moves to 0."""
-    return torch.where(moved_norm_sq > 0, (moved_norm_sq / norm_sq[1:]).sqrt(), 0.0)
+    """`‖A_ℓ − A_{ℓ−1}‖ / ‖A_ℓ‖` of every step; 0 where nothing moves, ∞ where something moves to 0, NaN stays NaN."""
+    return torch.where(moved_norm_sq == 0, 0.0, (moved_norm_sq / norm_sq[1:]).sqrt())
 
 
 def project_path(path_gram: Float[Tensor, "nodes nodes"]) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ def update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
     """One damped update of the layer steps from the speeds over the training set (docs/theory 1.3).
 
     The weights are a function of depth, `W_p`, and are interpolated to the layers' new positions: with weights kept in
-    their layers the objective ended higher in 8 of 8 comparisons (docs/log.md).
+    their layers the objective ended higher in 8 of 8 comparisons (docs/log.md). A path that is not finite has no speeds
+    and changes nothing: the next epoch's objective says that the training diverged.
     """
 
     def middles() -> Tensor:
@@ -31,7 +32,10 @@ def update_steps(model: LeakyResNet, steps: Adaptive, x: Tensor) -> None:
     with torch.no_grad():
         path = model.path(x).double()
         moved = (path[1:] - path[:-1]).square().sum((-2, -1))
-        speed = path_speed(moved, path.square().sum((-2, -1)), model.layer_steps)
+        norm_sq = path.square().sum((-2, -1))
+        if not bool(torch.isfinite(torch.cat([moved, norm_sq])).all()):
+            return
+        speed = path_speed(moved, norm_sq, model.layer_steps)
         old = middles()
         model.set_layer_steps(steps.update(model.layer_steps.double(), speed, model.effective_depth))
         new = middles()
