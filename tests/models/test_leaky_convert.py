@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -193,9 +194,50 @@ class Between(nn.Module):
         if self.what == "class":
             for layer in self.layers:
                 x = layer(x) if isinstance(layer, nn.Linear) else layer(x) + 1e-9
+        if self.what == "nothing":
+            for layer in self.layers:
+                x = layer(x)
+            return "a string"  # type: ignore[return-value]
         if self.what == "items":
             return {str(i): layer(x) for i, layer in enumerate(self.layers)}  # type: ignore[return-value]
         return x
+
+
+def called() -> nn.Module:
+    """A model that holds a tensor with a gradient of its own, as weight_norm leaves one."""
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].kept = model[0].weight * 2  # type: ignore[assignment]
+    return model
+
+
+@dataclasses.dataclass
+class Output:
+    state: Tensor
+    choice: Tensor
+
+
+class Telling(nn.Module):
+    """Gives a dataclass, from which it can be told that it was converted."""
+
+    def __init__(self, state: float, choice: int) -> None:
+        super().__init__()
+        self.layers, self.state, self.choice = nn.ModuleList(nn.Linear(4, 4) for _ in range(2)), state, choice
+
+    def forward(self, x: Tensor) -> Output:
+        for layer in self.layers:
+            x = layer(x)
+        was = isinstance(self.layers, nn.ModuleList)
+        x = x.clone()
+        x[0, 0] = torch.nan  # as attention gives where everything is masked
+        x[1, 1] += 0.0 if was else self.state
+        return Output(x, torch.tensor(0 if was else self.choice))
+
+
+@pytest.mark.parametrize(("state", "choice"), [(1e-3, 0), (float("nan"), 0), (float("inf"), 0), (0.0, 1)])
+def test_outputs_are_compared_wherever_they_are(state: float, choice: int) -> None:
+    convert(Telling(0.0, 0), "layers.*", samples=ROWS)
+    with pytest.raises(InputError, match="samples: got outputs that differ by"):
+        convert(Telling(state, choice), "layers.*", samples=ROWS)
 
 
 ROWS = torch.ones(2, 4, dtype=torch.float64)
@@ -214,6 +256,18 @@ BAD: list[tuple[str, Callable[[], object]]] = [
     (r"\(none is called\)", lambda: convert(Between(""), "layers.*", samples=ROWS)),
     (r"layers.1, which is given something else", lambda: convert(Between("between"), "layers.*", samples=ROWS)),
     (r"samples: got outputs that differ by", lambda: convert(Between("class"), "layers.*", samples=ROWS)),
+    (r"samples: got a model that gives no tensors", lambda: convert(Between("nothing"), "layers.*", samples=ROWS)),
+    (
+        r"samples: got inputs at which the model fails \(RuntimeError: mat1",
+        lambda: convert(Between("between"), "layers.*", samples=ROWS[:, :3]),
+    ),
+    (r"which matches in a LeakyStack.*converted already", lambda: convert(convert(Cnn(), "[1-3]"), "1.*")),
+    (r"model: got a scripted module", lambda: convert(torch.jit.script(nn.Sequential(nn.ReLU())), "*")),
+    (
+        r"matches in a RecursiveScriptModule",
+        lambda: convert(nn.Sequential(torch.jit.script(nn.Sequential(nn.ReLU()))), "0.*"),
+    ),
+    (r"model: got a Sequential that cannot be copied \(RuntimeError: Only Tensors", lambda: convert(called(), "*")),
     (r"0, which takes \(2, 1, 5, 5\) to \(2, 4, 5, 5\)", lambda: convert(Cnn(), "[0-3]", samples=IMAGES.double())),
     (r"effective_depth: got -1", lambda: convert(Cnn(), "[1-3]", effective_depth=-1.0)),
     (r"blocks: got 3 of them, .*effective_depth 3", lambda: convert(Cnn(), "[1-3]", effective_depth=3.0)),

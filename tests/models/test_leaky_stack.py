@@ -156,6 +156,33 @@ def test_can_be_gone_through_like_a_list() -> None:
     assert torch.equal(state, stack(x)[0])
 
 
+def test_what_is_set_on_a_block_of_a_stack_is_set_on_the_block_inside() -> None:
+    stack = LeakyStack([Masked(), Masked()], effective_depth=0.0)
+    x, inner = torch.randn(2, 6), stack[0].block
+    stack[0].linear = nn.Linear(6, 6)
+    stack[0].attention_type = "sliding"
+    assert inner.attention_type == "sliding"
+    assert inner.linear is stack[0].linear
+    assert sorted(n for n, _ in stack.named_modules() if n) == ["0", "0.block", "0.block.linear",
+                                                                "1", "1.block", "1.block.linear"]  # fmt: skip
+    torch.testing.assert_close(stack[0](x)[0], x + 0.5 * inner.linear(x))
+    stack[0].train(False)
+    stack[1].note, stack[1].index = "mine", 1  # of its own
+    assert not inner.training
+    assert not hasattr(stack[1].block, "note")
+    stack[0].block = Masked()
+    assert stack[0].block is not inner
+
+
+def test_only_its_blocks_are_its_items() -> None:
+    stack = LeakyStack(map(Skip, mlp()), effective_depth=1.0, residual=True, plain_start=True)
+    x = torch.randn(3, 6)
+    expected = stack(x)
+    nn.utils.parametrize.register_parametrization(stack, "carry", nn.ReLU())
+    assert [block.index for block in stack] == [0, 1, 2, 3]
+    assert torch.equal(stack(x), expected)
+
+
 def test_a_copy_has_its_own_steps_and_both_survive_saving() -> None:
     stack = LeakyStack(mlp(), effective_depth=1.0, steps="adaptive")
     other = pickle.loads(pickle.dumps(copy.deepcopy(stack)))  # as processes hand a model on
@@ -249,12 +276,61 @@ def test_updates_settle_where_every_block_moves_as_far() -> None:
     assert float(moves.max() / moves.min()) < 1.01
 
 
+def test_a_block_that_was_not_called_is_not_one_that_stands_still() -> None:
+    stack = adaptive()
+    x = stack[0](torch.randn(3, 6))
+    with pytest.raises(InputError, match=r"x: got no states of block 1, 2, 3, expected.*through every block"):
+        stack.update_steps()
+    assert stack.layer_steps.tolist() == [0.25] * 4
+    for block in stack[1:]:  # what was seen of block 0 still counts
+        x = block(x)
+    stack.update_steps()
+
+
+def test_states_of_another_kind_do_not_end_the_sums() -> None:
+    # as of blocks on several devices
+    stack = LeakyStack([nn.Tanh(), nn.Tanh()], effective_depth=0.0, steps="adaptive")
+    x = torch.randn(9, 6)
+    for block, dtype in zip(stack, (torch.float32, torch.float64), strict=True):
+        block(x.to(dtype))
+    found = stack.update_steps()
+    for block in stack:
+        block(x)
+    stack.set_layer_steps(torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(found, stack.update_steps(), rtol=1e-6, atol=0)
+
+
+def test_a_batch_that_fails_leaves_the_sums_as_they_were() -> None:
+    stack, x = adaptive(), torch.randn(40, 6)
+    expected = Adaptive().update(stack.layer_steps, speeds(stack.eval(), x).detach(), 1.0)
+    stack.train()(x)
+    stack[2].block.append(nn.Linear(6, 5))
+    with pytest.raises(InputError, match="block 2"):
+        stack.update_steps(x)
+    del stack[2].block[2]
+    torch.testing.assert_close(stack.update_steps(), expected, rtol=1e-12, atol=0)
+
+
+def test_states_that_vanish_have_no_speed() -> None:
+    stack = LeakyStack([nn.Hardtanh(), Zero()], effective_depth=1.9, steps=Adaptive(cap=1.0), residual=True)
+    stack.set_layer_steps(torch.tensor([0.5, 0.5]))
+    with torch.no_grad():
+        stack.layer_steps[1] = 1 / 2.9  # 1 − ρ (L̃ + 1) = 0
+    with pytest.raises(InputError, match="x: got states that are 0 after block 1"):
+        stack.update_steps(torch.ones(3, 6))
+
+
+class Zero(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
 def test_without_adaptive_steps_nothing_is_kept() -> None:
     stack = LeakyStack(mlp(), effective_depth=1.0)
     stack(torch.randn(3, 6))
     with pytest.raises(InputError, match=r"steps: got equidistant.*adaptive"):
         stack.update_steps()
-    assert stack._moves is None
+    assert not stack._moves
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -47,8 +49,9 @@ def convert(
         samples: inputs to check on: a tensor, a tuple of arguments, or a mapping of arguments by name.
 
     Raises:
-        InputError: a pattern that matches no blocks or blocks of several containers, a container of another kind,
-            blocks that are not called once each and in order, a block that changes the shape, or outputs that differ.
+        InputError: something that is no module or cannot be copied, a pattern that matches no blocks or blocks of
+            several containers, a container of another kind, samples at which the model fails, blocks that are not
+            called once each and in order, a block that changes the shape, or outputs that differ or are no tensors.
 
     Example:
         >>> layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
@@ -57,7 +60,17 @@ def convert(
         >>> len(leaky.layers)
         4
     """
-    made = copy.deepcopy(model)
+    if not isinstance(cast("object", model), nn.Module):
+        raise InputError("model", type(model).__name__, "a torch.nn.Module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            "model", "a scripted module", "a torch.nn.Module of Python", "convert the module that was scripted"
+        )
+    try:
+        made = copy.deepcopy(model)
+    except Exception as error:
+        raise InputError("model", f"a {type(model).__name__} that cannot be copied ({_first_line(error)})",
+                         "a model that copy.deepcopy copies", "copy it before it is called") from error  # fmt: skip
     parent, names = _run_of(made, pattern)
     container = made.get_submodule(parent)
     blocks = [container.get_submodule(name) for name in names]
@@ -76,7 +89,7 @@ def convert(
 
 
 def _matches(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("."), pattern.split(".")
+    parts, wanted = name.split("."), str(pattern).split(".")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
@@ -84,7 +97,9 @@ def _run_of(model: nn.Module, pattern: str) -> tuple[str, list[str]]:
     """Name of the container, and names in it of the blocks that the pattern means."""
     # Not `named_modules`, which leaves out the second place of a block that is used twice.
     known = [
-        f"{outer}.{name}" if outer else name for outer, module in model.named_modules() for name in module._modules
+        f"{outer}.{name}" if outer else name
+        for outer, module in model.named_modules()
+        for name, _ in module._modules.items()  # a scripted module has no other way to go through them
     ]
     found = [name for name in known if _matches(name, pattern)]
     expected = "a pattern that matches the blocks in one nn.ModuleList or nn.Sequential"
@@ -97,6 +112,9 @@ def _run_of(model: nn.Module, pattern: str) -> tuple[str, list[str]]:
         places = ", ".join(p or "the model itself" for p in parents)
         raise InputError("pattern", f"{pattern}, which matches in {places}", expected, "call convert once for each")
     parent, container = parents[0], model.get_submodule(parents[0])
+    if isinstance(container, LeakyStack):
+        raise InputError("pattern", f"{pattern}, which matches in a LeakyStack", expected, "the model is converted "
+                         "already: convert the model that it was made of, with other settings")  # fmt: skip
     if not isinstance(container, (nn.ModuleList, nn.Sequential)):
         raise InputError("pattern", f"{pattern}, which matches in a {type(container).__name__}", expected,
                          "or make a LeakyStack of the blocks in the model's own code")  # fmt: skip
@@ -157,7 +175,13 @@ def _tensors(value: Any) -> list[Tensor]:
         items = list(cast("Mapping[str, Any]", value).values())
     elif isinstance(value, (tuple, list)):
         items = list(cast("Sequence[Any]", value))
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        items = [getattr(value, field.name) for field in dataclasses.fields(value)]
     return [tensor for item in items for tensor in _tensors(item)]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
 def _followed(model: nn.Module, blocks: Sequence[nn.Module], labels: Sequence[str], samples: Any) -> list[Tensor]:
@@ -171,6 +195,9 @@ def _followed(model: nn.Module, blocks: Sequence[nn.Module], labels: Sequence[st
     handles = [block.register_forward_hook(after, with_kwargs=True) for block in set(blocks)]
     try:
         outputs = _outputs(model, samples)
+    except Exception as error:
+        raise InputError("samples", f"inputs at which the model fails ({_first_line(error)})",
+                         "a tensor, a tuple of arguments, or a mapping of arguments by name") from error  # fmt: skip
     finally:
         for handle in handles:
             handle.remove()
@@ -192,15 +219,26 @@ def _followed(model: nn.Module, blocks: Sequence[nn.Module], labels: Sequence[st
 
 def _compare(before: list[Tensor] | None, after: list[Tensor]) -> None:
     assert before is not None
+    if not before:
+        raise InputError("samples", "a model that gives no tensors", "outputs that can be compared: a tensor, or a "
+                         "tuple, mapping or dataclass with some", "leave samples out")  # fmt: skip
     same = len(before) == len(after) and all(one.shape == other.shape for one, other in zip(before, after, strict=True))
-    worst = 0.0
-    for one, other in zip(before, after, strict=True) if same else ():
-        if not one.is_floating_point() or not one.numel() or torch.equal(one, other):
-            continue
-        unit = torch.finfo(one.dtype).eps * float(one.abs().max())
-        worst = max(worst, float((one - other).abs().max()) / max(unit, torch.finfo(one.dtype).tiny))
-    if not same or not worst <= _ROUNDING:
+    worst = max(map(_rounding_units, before, after)) if same else 0.0
+    if not same or worst > _ROUNDING:
         found = f"outputs that differ by {worst:.3g} rounding units" if same else "outputs of other shapes"
         raise InputError("samples", found, "outputs of the converted model that are those of the model",
                          "a model that is random in evaluation mode, or looks at the class of its blocks, cannot be "
                          "converted")  # fmt: skip
+
+
+def _rounding_units(one: Tensor, other: Tensor) -> float:
+    """How far apart two outputs are, in rounding units of the largest; ∞ where numbers have no such units."""
+    differ = (one != other) & ~((one != one) & (other != other))  # NaN at the same place is the same
+    if not bool(differ.any()):
+        return 0.0
+    if one.dtype != other.dtype or not (one.is_floating_point() or one.is_complex()):
+        return math.inf
+    size = one.abs()[one.isfinite()]
+    unit = torch.finfo(one.dtype).eps * (float(size.max()) if size.numel() else 0.0)
+    gap = float((one - other)[differ].abs().max()) / max(unit, torch.finfo(one.dtype).tiny)
+    return math.inf if math.isnan(gap) else gap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, cast, final, overload
 
@@ -23,7 +24,7 @@ class LeakyBlock(nn.Module):
     It is what indexing or iterating a stack gives, and is called like the block inside it: the first argument (or the
     first tensor given by name) is the state `x`, everything else is handed to the block. Of a tuple or list that the
     block returns the first item is its output; the others are passed on. Attributes that it does not have itself are
-    those of the block.
+    those of the block, to read and to set.
 
     Args:
         block: the block.
@@ -41,9 +42,9 @@ class LeakyBlock(nn.Module):
 
     def __init__(self, block: nn.Module, stack: LeakyStack, index: int) -> None:
         super().__init__()
-        self.block = block
         self.index = index
         self._owner = (stack,)  # a tuple, so that the stack does not become a part of its own part
+        self.block = block  # last: from here on `__setattr__` looks at it
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -53,6 +54,14 @@ class LeakyBlock(nn.Module):
             if block is None:
                 raise
             return getattr(block, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        block = self.__dict__.get("_modules", {}).get("block")
+        own = name.startswith("_") or name in ("block", *self.__dict__) or hasattr(type(self), name)
+        if block is None or own or not hasattr(block, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(block, name, value)
 
     @property
     def stack(self) -> LeakyStack:
@@ -75,7 +84,7 @@ class LeakyBlock(nn.Module):
             raise InputError("blocks", f"{self._named()}, which changes its input in place", "blocks that leave their "
                              "input as it is", "set inplace=False, or wrap it in a module that clones")  # fmt: skip
         old, new = self.stack.coefficients(self.index)
-        state = old * x + new * first
+        state = old.to(x.device) * x + new.to(x.device) * first  # blocks may stand on several devices
         self.stack.observe(self.index, x, state)
         if not many:
             return state
@@ -187,14 +196,15 @@ class LeakyStack(nn.Module):
             self.register_buffer("first_steps", rho.clone())
         leaks = plain_start and self.effective_depth > 0
         self.carry = nn.Parameter(torch.full_like(rho, self.effective_depth)) if leaks else None
-        self._moves: Tensor | None = None
+        self._moves: dict[int, Tensor] = {}
         self._watched = False
 
     def __len__(self) -> int:
         return self.depth
 
     def __iter__(self) -> Iterator[LeakyBlock]:
-        return iter(cast("Iterable[LeakyBlock]", self._modules.values()))
+        # By name: a parametrisation, say, makes a part of the stack that is no block.
+        return (cast("LeakyBlock", self._modules[str(index)]) for index in range(self.depth))
 
     @overload
     def __getitem__(self, index: int) -> LeakyBlock: ...
@@ -241,12 +251,10 @@ class LeakyStack(nn.Module):
         if not (self._watched or (self.training and self.steps.adaptive)):
             return
         exact = torch.promote_types(after.dtype, torch.float32)
-        moves = self._moves
-        if moves is None or moves.device != after.device or moves.dtype != exact:
-            moves = torch.zeros(2, self.depth, dtype=exact, device=after.device)
-            self._moves = moves
-        moves[0, index] += (after.to(exact) - before.to(exact)).square().sum()
-        moves[1, index] += after.to(exact).square().sum()
+        moved = torch.stack([(after.to(exact) - before.to(exact)).square().sum(), after.to(exact).square().sum()])
+        if index not in self._moves:
+            self._moves[index] = torch.zeros_like(moved)
+        self._moves[index] += moved.to(self._moves[index])
 
     def update_steps(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> Float[Tensor, " depth"]:
         """One damped update of adaptive steps, by the speeds `c_ℓ = ‖A_ℓ − A_{ℓ−1}‖ / (ρ_ℓ ‖A_ℓ‖)` (docs/theory 1.3).
@@ -265,34 +273,45 @@ class LeakyStack(nn.Module):
             The new steps, float64 on the CPU.
 
         Raises:
-            InputError: steps that are not adaptive, nothing to go by, or states that are not finite.
+            InputError: steps that are not adaptive, a block without states, or states that are not finite or vanish.
         """
         rule = self.steps
         if not isinstance(rule, Adaptive):
             raise InputError("steps", rule.name, "'adaptive', for an update", "make the stack with steps='adaptive'")
         if x is not None:
-            self._moves = None
             self._run(x, *args, **kwargs)
-        moves, self._moves = self._moves, None
-        if moves is None:
-            raise InputError("x", "no states", "a batch, or forward passes in training mode since the last update",
-                             "call update_steps after an epoch, or give it a batch")  # fmt: skip
+        missing = [str(index) for index in range(self.depth) if index not in self._moves]
+        if missing:
+            found = "no states" if len(missing) == self.depth else f"no states of block {', '.join(missing)}"
+            raise InputError("x", found, "a batch, or forward passes in training mode since the last update, through "
+                             "every block", "call update_steps after an epoch, or give it a batch")  # fmt: skip
+        moves = torch.stack([self._moves[index].to("cpu", torch.float64) for index in range(self.depth)])
+        self._moves = {}
         if not bool(torch.isfinite(moves).all()):
             raise InputError("x", "states that are not finite", "finite states", "the training may have diverged")
-        moved, norm_sq = moves.to("cpu", torch.float64)
+        moved, norm_sq = moves.unbind(1)
         rho = self.layer_steps.to("cpu", torch.float64)
         speed = path_speed(moved, torch.cat([norm_sq.new_zeros(1), norm_sq]), rho)
+        if not bool(torch.isfinite(speed).all()):
+            vanished = ", ".join(str(index) for index, c in enumerate(speed.tolist()) if math.isinf(c))
+            raise InputError("x", f"states that are 0 after block {vanished}", "states that do not vanish",
+                             "look at this block, and at its step")  # fmt: skip
         new = rule.update(rho, speed, self.effective_depth)
         self.set_layer_steps(new)
         return new
 
     def _run(self, x: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Replace the sums by those of a batch; a batch that fails leaves them as they were."""
         modes = [(module, module.training) for module in self.modules()]
+        kept, self._moves = self._moves, {}
         try:
             self.eval()
             self._watched = True
             with torch.no_grad():
                 self(x, *args, **kwargs)
+        except BaseException:
+            self._moves = kept
+            raise
         finally:
             self._watched = False
             for module, mode in modes:

@@ -240,6 +240,8 @@ def checked_steps(rho: Float[Tensor, ...], depth: int, dtype: torch.dtype) -> Fl
 
     The sum may be off by the rounding of `rho`, or of the `dtype` that the steps are kept in.
     """
+    if not torch.is_tensor(rho) or not rho.is_floating_point():
+        raise InputError("rho", rho, f"a tensor of {depth} positive real numbers of sum 1", "wrap them in torch.tensor")
     values = rho.detach().to("cpu", torch.float64)
     rounding = 4 * max(torch.finfo(rho.dtype).eps, torch.finfo(dtype).eps)
     good = values.shape == (depth,) and bool((torch.isfinite(values) & (values > 0)).all())
@@ -259,7 +261,7 @@ def as_steps(steps: str | LayerSteps) -> LayerSteps:
     """
     if isinstance(steps, LayerSteps):
         return steps
-    if steps not in _BY_NAME:
+    if str(steps) not in _BY_NAME:  # a list, say, has no hash to look up
         raise InputError("steps", steps, "'equidistant', 'irregular', 'adaptive' or a LayerSteps",
                          near_name_hint(str(steps), _BY_NAME))  # fmt: skip
     return _BY_NAME[steps]()
