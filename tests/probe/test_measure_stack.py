@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,15 @@ def test_a_parent_that_goes_through_the_blocks_itself_gives_the_same_energies() 
     whole, single = (measure(m, x, **QUICK) for m in (stack, Parent(stack, 0.0)))
     assert values(whole, "kinetic_energy") == values(single, "kinetic_energy")
     assert whole.table.filter(metric="kinetic_energy")["layer"].to_list() == ["0", "1", "2"]
+
+
+def test_energies_of_a_stack_in_half_precision_are_those_of_its_path_in_float64() -> None:
+    model = fully_connected()[1].bfloat16()
+    x = torch.randn(40, 4, dtype=torch.bfloat16)
+    found, exact = measure(model, x, **QUICK), measure(copy.deepcopy(model).double(), x.double(), **QUICK)
+    for metric in ENERGIES:
+        got, expected = (torch.tensor(values(one, metric)) for one in (found, exact))
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
 
 
 def test_states_that_are_not_finite_do_not_end_the_measurement() -> None:

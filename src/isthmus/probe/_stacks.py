@@ -27,7 +27,8 @@ STACK = frozenset((*OF_BLOCKS, *ENERGIES, *OF_MOMENTA))
 
 _FORM = "energies are of steps W φ(x) + b: blocks nn.Sequential(nn.ReLU(), nn.Linear(w, w)), and a leak"
 _NO_MOMENTA = "needs momenta B = −(1/λ) ∂C/∂A and a ridge on every step: measured of a LeakyResNet only"
-_SAME = 1e-3  # the model's own path, in its dtype, against the one in float64: coarse, for rounding adds up
+_SAME, _UNITS = 1e-3, 8
+"""The model's own path, in its dtype, against the one in float64: coarse, and at least so many rounding units."""
 
 
 def stacks_in(model: nn.Module) -> dict[str, LeakyStack]:
@@ -111,10 +112,11 @@ class WatchedStack:
         def end(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
             expected, self._end = self._end, None
             found = output.detach().reshape(-1, output.shape[-1]).double()
+            same = max(_SAME, _UNITS * torch.finfo(output.dtype).eps)
             if (
                 expected is None
                 or expected.shape != found.shape
-                or float((found - expected).norm()) > _SAME * float(found.norm())
+                or float((found - expected).norm()) > same * float(found.norm())
             ):
                 self.why = "its blocks are not called one after the other, each once"
 
