@@ -104,7 +104,7 @@ def _run_of(model: nn.Module, pattern: str) -> tuple[str, list[str]]:
     found = [name for name in known if _matches(name, pattern)]
     expected = "a pattern that matches the blocks in one nn.ModuleList or nn.Sequential"
     if not found:
-        raise InputError("pattern", pattern, expected, near_name_hint(pattern, known) if len(known) < 500 else "")
+        raise InputError("pattern", pattern, expected, near_name_hint(str(pattern), known) if len(known) < 500 else "")
     if len(found) == 1 and isinstance(model.get_submodule(found[0]), (nn.ModuleList, nn.Sequential)):
         raise InputError("pattern", pattern, expected, f"try {found[0]}.*")
     parents = sorted({name.rpartition(".")[0] for name in found})

@@ -253,7 +253,7 @@ class LeakyStack(nn.Module):
         exact = torch.promote_types(after.dtype, torch.float32)
         moved = torch.stack([(after.to(exact) - before.to(exact)).square().sum(), after.to(exact).square().sum()])
         if index not in self._moves:
-            self._moves[index] = torch.zeros_like(moved)
+            self._moves[index] = torch.zeros(2, dtype=exact, device=after.device)
         self._moves[index] += moved.to(self._moves[index])
 
     def update_steps(self, x: Tensor | None = None, *args: Any, **kwargs: Any) -> Float[Tensor, " depth"]:
