@@ -10,7 +10,8 @@ import torch
 
 from isthmus._records import RunFolder
 from isthmus.cli import main
-from isthmus.experiments import _sweep_cluster
+from isthmus.experiments import _sweep_cluster, read_sweep
+from isthmus.experiments._sweep_folder import record_failure
 from report.looking import Page
 
 FILE = """
@@ -88,6 +89,20 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert "4 runs, 2 at a time" in said
     assert "training time, about" in said
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_a_dry_run_counts_what_would_be_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep = read_sweep("small.toml")
+    (tmp_path / "out" / "runs").mkdir(parents=True)
+    (tmp_path / "out" / "run.json").write_text('{"schema_version": 1, "command": "sweep"}')
+    for run in sweep.runs:
+        record_failure(run, tmp_path / "out", "it diverged")
+    assert main(["sweep", "small.toml", "--dry-run", "--out", "out"]) == 0
+    assert "nothing: all runs are settled" in capsys.readouterr().out
+    assert main(["sweep", "small.toml", "--dry-run", "--out", "out", "--retry-failed"]) == 0
+    said = capsys.readouterr().out
+    assert "4 runs, 1 at a time" in said
+    assert said.count("  failed  ") == 4
 
 
 @pytest.mark.parametrize(("words", "said"), [

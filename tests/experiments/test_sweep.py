@@ -7,6 +7,8 @@ import dataclasses
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +21,17 @@ import pytest
 from isthmus import InputError, IsthmusError
 from isthmus._errors import RunFolderError, WriteError
 from isthmus._records import RunFolder
-from isthmus.experiments import Sweep, SweepRun, make_sweep, plan_sweep, read_sweep, run_sweep, sweep_states
+from isthmus.experiments import (
+    Sweep,
+    SweepRun,
+    _sources,
+    _sweep,
+    make_sweep,
+    plan_sweep,
+    read_sweep,
+    run_sweep,
+    sweep_states,
+)
 from isthmus.experiments import _sweep_folder as folders
 
 BASE: dict[str, Any] = {"data": "teacher", "teacher_widths": [4, 2, 4], "n_train": 30, "n_test": 10, "width": 6,
@@ -110,6 +122,20 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "neither": (HEAD, ("sweep: got neither",)),
     "both": (HEAD + "[grid]\nseed=[0]\n[[run]]\nseed=1", ("sweep: got both",)),
     "no list": (HEAD + "[grid]\nridge = 0.1", ("grid.ridge: got 0.1", "belongs into [base]")),
+    "twice with both dashes": (
+        HEAD + "n-test = 3\n[grid]\nseed=[0]",
+        ("base: got n-test, expected each setting once",),
+    ),
+    "an axis with both dashes": (
+        HEAD + "[grid]\nbatch_size=[1]\nbatch-size=[2, 3]",
+        ("grid: got batch-size, expected each setting once",),
+    ),
+    "too large": (HEAD + f"[grid]\nridge=[{10**400}]", ("ridge: got 1000", "less than 64 bits")),
+    "too many": (
+        HEAD + "[grid]\n" + "\n".join(f"{name} = {list(range(1, 2000))}" for name in ("seed", "ridge", "gamma0")),
+        ("grid: got 7,988,005,999 combinations, expected at most 10,000 runs",),
+    ),
+    "zero and minus zero": (HEAD + "[grid]\ngradient_tolerance = [0.0, -0.0]", ("expected runs that differ",)),
     "empty list": (HEAD + "[grid]\nridge = []", ("grid.ridge: got []",)),
     "twice": (HEAD + "[grid]\ndepth = [7]", ("grid: got depth", "[base] does not have")),
     "same runs": (HEAD + "[grid]\nridge = [0.1, 0.2, 0.1]", ("ridge = 0.1, expected runs that differ",)),
@@ -143,6 +169,33 @@ def test_a_bad_file_is_one_sentence(name: str, tmp_path: Path) -> None:
         assert needle in str(caught.value)
 
 
+def test_a_name_that_is_too_long_is_no_file() -> None:
+    with pytest.raises(InputError, match="expected an existing TOML file"):
+        read_sweep("a" * 300 + ".toml")
+
+
+def test_a_setting_of_the_data_that_a_run_does_not_give_is_shown_as_it_is(tmp_path: Path) -> None:
+    shared = {key: value for key, value in BASE.items() if key != "n_train"}
+    sweep = make_sweep(shared, runs=[{}, {"n_train": 50}])
+    assert sweep.axes == {"n_train": (1000, 50)}
+    assert sweep.runs[0].source["n_train"] == 1000
+    file = tmp_path / "t.csv"
+    file.write_text("x,y\n" + "".join(f"{i},{i * i % 11}\n" for i in range(40)))
+    of_file = {"width": 6, "depth": 5, "effective_depth": 1, "data": str(file), "target": "y", "task": "regression"}
+    assert make_sweep(of_file, runs=[{}, {"test_fraction": 0.5}]).axes == {"test_fraction": (0.2, 0.5)}
+
+
+def test_a_file_is_read_once_for_its_hash_however_many_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, read = tmp_path / "t.csv", list[Path]()
+    file.write_text("x,y\n" + "".join(f"{i},{i * i % 11}\n" for i in range(40)))
+    digest = _sources._digest
+    monkeypatch.setattr(_sources, "_digest", lambda path: read.append(path) or digest(path))
+    base = {"width": 6, "depth": 5, "effective_depth": 1, "data": str(file), "target": "y", "task": "regression"}
+    sweep = make_sweep(base, grid={"ridge": [1e-3, 1e-2, 1e-1], "seed": [0, 1]})
+    assert len(read) == 1 + 2, "once for the hash, and once for the samples of each seed"
+    assert [run.source["seed"] for run in sweep.runs] == [0, 1] * 3
+
+
 def test_a_result_is_claimed_once(tmp_path: Path) -> None:
     first, second, place = (tmp_path / name for name in ("a", "b", "place"))
     for part in (first, second):
@@ -155,6 +208,86 @@ def test_a_result_is_claimed_once(tmp_path: Path) -> None:
     assert not second.exists()
     with pytest.raises(WriteError, match="could not be renamed"):
         folders.claim(first, tmp_path / "elsewhere")
+
+
+def test_a_place_that_somebody_has_half_removed_is_taken(tmp_path: Path) -> None:
+    part, place = tmp_path / "part", tmp_path / "place_0123456789"
+    for folder in (part, place):
+        folder.mkdir()
+    (place / "model.safetensors").write_text("left")
+    (part / "run.json").write_text("new")
+    assert folders.claim(part, place)
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
+    assert [path.name for path in place.iterdir()] == ["run.json"]
+
+
+def test_only_a_failed_run_is_forgotten(tmp_path: Path) -> None:
+    """Two commands with --retry-failed: the second comes when the first has completed what had failed, or forgotten."""
+    runs = tmp_path / "runs"
+    for name, status in (("a_0123456789", "complete"), ("b_0123456780", "failed")):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "run.json").write_text(f'{{"schema_version": 1, "status": "{status}"}}')
+    for name in ("a_0123456789", "b_0123456780", "b_0123456780"):
+        folders.forget(runs / name)
+    assert [path.name for path in runs.iterdir()] == ["a_0123456789"]
+
+
+def test_parts_of_runs_that_are_not_settled_stay(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for name in ("a_0123456789", ".part-0123456789-host-1-a", ".part-0123456780-host-1-b", ".part-0000000000-host-1-c"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "run.json").write_text("{}")
+    folders.remove_parts(tmp_path, ["0123456789", "0123456780"])
+    assert not (runs / ".part-0123456789-host-1-a").exists()
+    assert len(parts(tmp_path)) == 2
+
+
+def test_a_sweep_beside_another_one_loses_nothing_when_that_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one has settled the run and removed the part that this one still writes into."""
+    sweep, run = one()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "run.json").write_text("{}")
+    train = folders.run_leaky
+
+    def slower(task: Any, config: Any, part: Path, **named: Any) -> RunFolder:
+        monkeypatch.setattr(folders, "run_leaky", train)
+        made = RunFolder.create(part, command="train", configuration={}, seed=0, device="cpu", dtype="float32")
+        assert folders.execute(run, tmp_path, page=False)
+        folders.remove_parts(tmp_path, [run.digest])
+        made.finish()  # raises WriteError: its folder is gone
+        raise AssertionError
+
+    monkeypatch.setattr(folders, "run_leaky", slower)
+    assert not folders.execute(run, tmp_path, page=False)
+    assert sweep_states(sweep, tmp_path) == {run.digest: "complete"}
+    assert parts(tmp_path) == []
+
+
+ENDLESS = """
+from isthmus.experiments import make_sweep, run_sweep
+if __name__ == "__main__":
+    run_sweep(make_sweep({base!r}, runs=[{{}}]), {out!r}, page=False)
+"""
+
+
+@pytest.mark.slow  # a script of its own
+def test_the_runs_of_a_sweep_that_is_killed_end_with_it(tmp_path: Path) -> None:
+    script, out = tmp_path / "script.py", tmp_path / "out"
+    script.write_text(ENDLESS.format(base=BASE | {"epochs": 10**7}, out=str(out)))
+    sweep = subprocess.Popen([sys.executable, str(script)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (begun := list((out / "runs").glob(".part-*/run.json"))) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    pid = int(begun[0].parent.name.split("-")[-2])
+    os.kill(pid, 0)  # it is there
+    sweep.kill()
+    sweep.wait()
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_a_run_that_is_executed_twice_at_once_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +327,7 @@ def test_a_full_disk_is_no_failure_of_the_run(tmp_path: Path, monkeypatch: pytes
         folders.execute(run, tmp_path / "elsewhere")
 
 
-def test_what_fails_or_is_killed_costs_only_itself(tmp_path: Path) -> None:
+def test_what_fails_or_is_killed_costs_only_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of four runs diverges, and one is killed; then the sweep goes on, and tries again only when asked."""
     listed = [{}, {"learning_rate": 1e30, "epochs": 40}, {"epochs": 10**7}, {"seed": 1}]
     sweep, out = make_sweep(BASE, runs=listed), tmp_path / "sweep"
@@ -232,7 +365,7 @@ def test_what_fails_or_is_killed_costs_only_itself(tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (out / "runs").glob("*/run.json")} == before
 
     fewer = make_sweep(BASE, runs=[{}, {"seed": 1}])  # the same configurations, with other names
-    folders.forget(out / "runs" / good.name)
+    shutil.rmtree(out / "runs" / good.name)
     folders.record_failure(good, out, "was in the way")
     with pytest.raises(IsthmusError, match="1 of 2 runs failed"):
         run_sweep(fewer, out, page=False)
@@ -242,6 +375,13 @@ def test_what_fails_or_is_killed_costs_only_itself(tmp_path: Path) -> None:
     assert set(again.metrics()["layer"]) == {good.digest, other.digest}
     assert again.verdict()[-1].text.startswith("2 folders are of configurations that the sweep no longer has")
     assert (out / "runs" / other.name / "run.json").stat().st_mtime_ns == before[out / "runs" / other.name / "run.json"]
+
+    assert [entry["page"] for entry in again.run["sweep"]["runs"]] == [False, False]
+    monkeypatch.setattr(_sweep, "write_page", lambda path: (path / "report.html").write_text("page"))
+    paged = run_sweep(fewer, out)
+    assert [entry["page"] for entry in paged.run["sweep"]["runs"]] == [True, True]
+    assert (out / "report.html").is_file()
+    assert all((out / "runs" / entry["name"] / "report.html").is_file() for entry in paged.run["sweep"]["runs"])
 
 
 def test_a_plan_counts_what_is_to_do(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import isthmus
 from isthmus import InputError
 from isthmus._records import RunFolder
 from isthmus.experiments import _sweep_cluster, _sweep_local, make_sweep, run_sweep
@@ -101,23 +102,25 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 class Workers:
     """A client of workers that come or do not, and see or do not."""
 
-    def __init__(self, *, come: bool = True, sees: Any = True) -> None:
-        self.come, self.sees = come, sees
+    def __init__(self, *, come: bool = True, sees: Any = True, version: str = isthmus.__version__) -> None:
+        self.come, self.sees, self.version = come, sees, version
 
     def wait_for_workers(self, n_workers: int, timeout: float) -> None:
         if not self.come:
             raise TimeoutError
 
-    def run(self, function: Any, *given: Any) -> dict[str, bool]:
-        assert function(*given), "this process sees its own file"
+    def run(self, function: Any, *given: Any) -> dict[str, tuple[str, bool, list[str]]]:
+        here = function(*given)
+        assert here[:2] == (isthmus.__version__, True), "this process sees its own file"
         if isinstance(self.sees, Exception):
             raise self.sees
-        return {"tcp://a": True, "tcp://b": self.sees}
+        return {"tcp://a": here, "tcp://b": (self.version, self.sees, here[2])}
 
 
 @pytest.mark.parametrize(("workers", "said"), [
     (Workers(come=False), "at least one worker"),
     (Workers(sees=False), r"out: got .*every worker sees \(1 of 2 do not, tcp://b first\)"),
+    (Workers(version="0.0.1"), r"workers with isthmus .*, as this command has \(tcp://b has 0\.0\.1\)"),
     (Workers(sees=ModuleNotFoundError("no isthmus")), "can import the same isthmus.*no isthmus"),
 ])  # fmt: skip
 def test_workers_that_cannot_be_used(workers: Workers, said: str, tmp_path: Path) -> None:
@@ -129,7 +132,11 @@ def test_workers_that_cannot_be_used(workers: Workers, said: str, tmp_path: Path
 def test_workers_that_can_be_used(tmp_path: Path) -> None:
     _sweep_cluster.check_workers(Workers(), "tcp://x", tmp_path / "new" / "out")
     assert list(tmp_path.iterdir()) == []
+    absent = str(tmp_path / "absent.csv")
+    with pytest.raises(InputError, match=r"data: got .*absent.csv, expected a file that every worker sees .*tcp://a"):
+        _sweep_cluster.check_workers(Workers(), "tcp://x", tmp_path / "new" / "out", [absent])
+    assert list(tmp_path.iterdir()) == []
     token = tmp_path / "token"
     token.write_text("another file system's")
-    assert not _sweep_cluster._sees(str(token), "ours")
-    assert not _sweep_cluster._sees(str(tmp_path / "absent"), "ours")
+    assert not _sweep_cluster._sees(str(token), "ours", [])[1]
+    assert not _sweep_cluster._sees(str(tmp_path / "absent"), "ours", [])[1]

@@ -122,6 +122,16 @@ def test_a_link_leads_nowhere_else(tmp_path: Path) -> None:
         assert found.runs[1].link
 
 
+def test_a_run_without_a_page_has_no_link_and_a_long_seed_is_whole(tmp_path: Path) -> None:
+    run = made(tmp_path / "run")
+    for entry in run.run["sweep"]["runs"][:2]:
+        entry["page"], entry["settings"]["seed"] = False, 20240101 + entry["seed"]
+    found = read_sweep_record(run.run, run.metrics())
+    assert found is not None
+    assert [bool(one.link) for one in found.runs[:3]] == [False, False, True]
+    assert found.runs[1].title == "effective_depth = 1, steps = equidistant, seed = 20240102"
+
+
 @pytest.mark.parametrize(
     "poison", [*PAYLOADS[:2], *(pytest.param(text, marks=pytest.mark.slow) for text in PAYLOADS[2:])]
 )

@@ -40,11 +40,12 @@ def _runs_progress(quiet: bool) -> Generator[Callable[[int, int, int], None] | N
             bar.stop()
 
 
-def _print_plan(sweep: Sweep, out: Path, jobs: int) -> None:
+def _print_plan(sweep: Sweep, out: Path, jobs: int, retry_failed: bool) -> None:
     from isthmus.experiments import check_sweep_folder, plan_sweep, sweep_states
 
     states = sweep_states(sweep, check_sweep_folder(out))
-    plan = plan_sweep(sweep, dict(states), jobs=jobs)
+    todo = {digest: "to do" if retry_failed and state == "failed" else state for digest, state in states.items()}
+    plan = plan_sweep(sweep, todo, jobs=jobs)
     console = Console()
     for number, run in enumerate(sweep.runs, 1):
         console.print(f"{number:>4}  {states[run.digest]:<10}{escape(run.name)}", highlight=False, soft_wrap=True)
@@ -76,7 +77,7 @@ def sweep(
     runs = read_sweep(config)
     folder = out or sweep_folder(runs)
     if dry_run:
-        _print_plan(runs, folder, jobs)
+        _print_plan(runs, folder, jobs, retry_failed)
         return
     with _runs_progress(quiet) as progress:
         run = run_sweep(runs, folder, jobs=jobs, scheduler=scheduler, retry_failed=retry_failed, progress=progress)

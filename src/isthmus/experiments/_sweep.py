@@ -69,7 +69,7 @@ def run_sweep(
     that is executed twice counts once. The same call goes on where it stopped. `metrics.parquet` has the final numbers
     of every complete run: `layer` is the run's digest and `index` its number in `run.json`, beginning at 1.
 
-    With several processes here, call it below `if __name__ == "__main__":` in a script.
+    In a script, call it below `if __name__ == "__main__":`, for the runs' processes import the script.
 
     Args:
         sweep: from `make_sweep` or `read_sweep`.
@@ -94,12 +94,13 @@ def run_sweep(
     cluster = contextlib.nullcontext() if scheduler is None else connected(scheduler)
     with cluster as client:
         if scheduler is not None:
-            check_workers(client, scheduler, folder)
+            data = sorted({str(run.source["name"]) for run in sweep.runs if "sha256" in run.source})
+            check_workers(client, scheduler, folder, data)
         record = _begin(sweep, folder)
-        states = sweep_states(sweep, folder)
+        states, there = sweep_states(sweep, folder), claimed_runs(folder)
         if retry_failed:
             for digest in [digest for digest, state in states.items() if state == "failed"]:
-                forget(claimed_runs(folder)[digest])
+                forget(there[digest])
                 states[digest] = "to do"
         waiting = [run for run in sweep.runs if states[run.digest] == "to do"]
 
@@ -168,6 +169,9 @@ def _finish(sweep: Sweep, record: RunFolder, seconds: float, *, page: bool) -> R
         if path is None:
             continue
         made = RunFolder.open(path)
+        if page and entry["status"] == "complete" and not (path / "report.html").is_file():
+            write_page(path)  # made without pages, before
+        entry["page"] = (path / "report.html").is_file()
         if entry["status"] != "complete":
             entry["error"] = str(made.run.get("error") or "no reason recorded")
             continue
@@ -193,9 +197,10 @@ def _finish(sweep: Sweep, record: RunFolder, seconds: float, *, page: bool) -> R
 
 def _said(bad: Sequence[Mapping[str, Any]], runs: int, folder: Path) -> str:
     first = bad[0]
+    others = "the others are complete" if len(bad) < runs else "they are kept"
     return (f"{len(bad)} of {runs} runs failed; the first is {title_of(first['settings']) or first['name']}: "
-            f"{first.get('error', 'it is missing')}; the others are complete, in {folder}; the same command with "
-            "--retry-failed tries these again")  # fmt: skip
+            f"{first.get('error', 'it is missing')}; {others}, in {folder}; the same command with --retry-failed tries "
+            "these again")  # fmt: skip
 
 
 def _claims(table: pl.DataFrame, listed: Sequence[Mapping[str, Any]], others: Sequence[str]) -> list[Claim]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import isthmus
 from isthmus._errors import InputError, IsthmusError, WriteError
 from isthmus.experiments._sweep_folder import execute, is_settled, record_failure
 from isthmus.experiments._sweep_settings import SweepRun
@@ -30,13 +31,13 @@ def connected(address: str) -> Generator[Any]:
     except ImportError:
         raise InputError("scheduler", address, "the package distributed, which is not installed",
                          'install it with `pip install "isthmus[dask]"`') from None  # fmt: skip
-    logger = logging.getLogger("distributed")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)  # what matters is said once, by us
+    levels = {name: logging.getLogger(name).level for name in ("distributed", "distributed.client")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what matters is said once, by us
     try:
         client: Any = Client(address, timeout=f"{CONNECT_SECONDS}s", set_as_default=False)
     except Exception as error:  # noqa: BLE001 - every transport has its own way to say so
-        logger.setLevel(level)
+        _set_levels(levels)
         expected = f"the address of a Dask scheduler that answers within {CONNECT_SECONDS} s"
         hint = f"start one with `dask scheduler`, and give the address that it prints ({error})"
         raise InputError("scheduler", address, expected, hint) from None
@@ -45,20 +46,29 @@ def connected(address: str) -> Generator[Any]:
     finally:
         with contextlib.suppress(Exception):
             client.close(timeout=CONNECT_SECONDS)
-        logger.setLevel(level)
+        _set_levels(levels)
 
 
-def _sees(token: str, text: str) -> bool:
-    """Run by each worker: whether it sees a file as this process wrote it."""
+def _set_levels(levels: Mapping[str, int]) -> None:
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+def _sees(token: str, text: str, data: Sequence[str]) -> tuple[str, bool, list[str]]:
+    """Run by each worker: its version, whether it sees a file as this process wrote it, and the data it misses."""
     file = Path(token)
-    return file.is_file() and file.read_text(encoding="utf-8") == text
+    sees = file.is_file() and file.read_text(encoding="utf-8") == text
+    return isthmus.__version__, sees, [name for name in data if not Path(name).is_file()]
 
 
-def check_workers(client: Any, address: str, folder: Path) -> None:
-    """Wait for a worker, and see that all of them have Isthmus and see the place of `folder`; nothing stays there.
+def check_workers(client: Any, address: str, folder: Path, data: Sequence[str] = ()) -> None:
+    """Wait for a worker, and see that all have this version of Isthmus and see the place of `folder`, and `data`.
+
+    Nothing stays there.
 
     Raises:
-        InputError: no worker comes, one cannot import Isthmus, or one does not see the folder.
+        InputError: no worker comes, one cannot import Isthmus or has another one, or does not see the folder or data.
+        WriteError: the disk is full.
     """
     try:
         client.wait_for_workers(1, timeout=WORKER_SECONDS)
@@ -70,15 +80,26 @@ def check_workers(client: Any, address: str, folder: Path) -> None:
         parent = parent.parent
     text = uuid.uuid4().hex
     token = parent / f".isthmus-{text[:12]}"
-    token.write_text(text, encoding="utf-8")
     try:
-        seen: dict[str, bool] = client.run(_sees, str(token), text)
+        token.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WriteError(f"{token} could not be written ({error}); make room and try again") from error
+    try:
+        seen: dict[str, tuple[str, bool, list[str]]] = client.run(_sees, str(token), text, list(data))
     except Exception as error:  # noqa: BLE001 - a worker raises whatever it likes
         raise InputError("scheduler", address, "workers that can import the same isthmus as this command",
                          f"install it in their environment ({type(error).__name__}: {error})") from None  # fmt: skip
     finally:
-        token.unlink()
-    blind = [worker for worker, sees in seen.items() if not sees]
+        token.unlink(missing_ok=True)
+    for worker, (version, _, _) in seen.items():
+        if version != isthmus.__version__:
+            raise InputError("scheduler", address, f"workers with isthmus {isthmus.__version__}, as this command has "
+                             f"({worker} has {version})", "install the same version everywhere")  # fmt: skip
+    for worker, (_, _, missing) in seen.items():
+        if missing:
+            raise InputError("data", missing[0], f"a file that every worker sees under the same path ({worker} does "
+                             "not)", "choose one on a disk that all machines share")  # fmt: skip
+    blind = [worker for worker, (_, sees, _) in seen.items() if not sees]
     if blind:
         raise InputError("out", str(folder), f"a folder that every worker sees ({len(blind)} of {len(seen)} do not, "
                          f"{blind[0]} first)", "choose one on a disk that all machines share")  # fmt: skip

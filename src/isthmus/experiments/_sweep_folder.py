@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 import socket
+import threading
 import uuid
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ State = Literal["complete", "failed", "to do"]
 _PART = ".part-"
 _CLAIMED = re.compile(r"[A-Za-z0-9_].*_(?P<digest>[0-9a-f]{10})")
 _ERROR = 2000
+_CAUGHT = threading.Lock()  # a cluster's worker may have several threads, and Python one list of warning filters
 
 
 def claimed_runs(folder: Path) -> dict[str, Path]:
@@ -65,14 +67,32 @@ def claim(part: Path, place: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise WriteError(f"{part} could not be renamed to {place.name} ({error})") from error
+        if not _is_whole(place):  # somebody has removed some of its files: it counts for nothing
+            _remove(place, unless=_is_whole)
+            return claim(part, place)
         shutil.rmtree(part, ignore_errors=True)
         return False
     return True
 
 
+def _is_whole(place: Path) -> bool:
+    return (place / "run.json").is_file()
+
+
+def _remove(place: Path, *, unless: Callable[[Path], bool]) -> None:
+    """Remove what is at a run's place, at once, by one rename; back it goes where another process was faster."""
+    away = place.with_name(f"{_PART}{place.name[-10:]}-away-{uuid.uuid4().hex[:8]}")
+    with contextlib.suppress(FileNotFoundError):
+        os.rename(place, away)
+        if unless(away):
+            claim(away, place)
+        else:
+            shutil.rmtree(away, ignore_errors=True)
+
+
 def is_settled(folder: Path, run: SweepRun) -> bool:
     """Whether a run has its place taken, by a complete run or a failed one."""
-    return (folder / RUNS / run.name / "run.json").is_file()
+    return _is_whole(folder / RUNS / run.name)
 
 
 def execute(run: SweepRun, folder: Path, *, page: bool = True) -> bool:
@@ -94,7 +114,7 @@ def execute(run: SweepRun, folder: Path, *, page: bool = True) -> bool:
         return False
     part = new_part(folder, run)
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with _CAUGHT, warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             task = task_from_source(run.source)
         notes = tuple(str(warning.message) for warning in caught)
@@ -103,6 +123,8 @@ def execute(run: SweepRun, folder: Path, *, page: bool = True) -> bool:
                   notes=notes, page=page)  # fmt: skip
     except WriteError:
         shutil.rmtree(part, ignore_errors=True)  # a full disk is not a property of the configuration
+        if is_settled(folder, run):  # another sweep of this folder was faster, and has removed the part
+            return False
         raise
     except Exception as error:  # noqa: BLE001 - whatever one run fails with, the others go on
         return record_failure(run, folder, f"{type(error).__name__}: {error}", part)
@@ -126,15 +148,13 @@ def record_failure(run: SweepRun, folder: Path, error: str, part: Path | None = 
 
 
 def forget(path: Path) -> None:
-    """Remove a settled run, so that its place is free; it is gone at once, by one rename."""
-    away = path.with_name(f"{_PART}{path.name[-10:]}-away-{uuid.uuid4().hex[:8]}")
-    os.rename(path, away)
-    shutil.rmtree(away, ignore_errors=True)
+    """Remove a failed run, so that its place is free."""
+    _remove(path, unless=lambda away: state_of(away) == "complete")
 
 
 def remove_parts(folder: Path, digests: Iterable[str]) -> None:
     """Remove what killed processes left of runs that are settled; whoever still works on one works in vain."""
-    for digest in digests:
-        for part in (folder / RUNS).glob(f"{_PART}{digest}-*"):
-            with contextlib.suppress(OSError):
-                shutil.rmtree(part)
+    settled = set(digests) & set(claimed_runs(folder))
+    for part in (folder / RUNS).glob(f"{_PART}*"):
+        if part.name.removeprefix(_PART)[:10] in settled:
+            shutil.rmtree(part, ignore_errors=True)

@@ -7,6 +7,7 @@ import multiprocessing.connection
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +21,7 @@ from isthmus.experiments._sweep_settings import SweepRun
 
 IMPORTED_ONCE = ["isthmus.experiments", "lightning_fabric", "altair", "jinja2", "vl_convert"]
 _DISK_FULL = 73
+_ALONE = 75
 
 
 def _context() -> Any:
@@ -31,8 +33,17 @@ def _context() -> Any:
     return context
 
 
+def _end_with_the_sweep() -> None:
+    """End this process when the one that started it is gone, killed without a word: nobody waits for its run."""
+    sweep = multiprocessing.parent_process()
+    if sweep is not None:
+        multiprocessing.connection.wait([sweep.sentinel])
+        os._exit(_ALONE)
+
+
 def _one(run: SweepRun, folder: Path, page: bool) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the sweep hears it too, and ends its processes
+    threading.Thread(target=_end_with_the_sweep, daemon=True).start()
     torch.set_num_threads(1)
     try:
         execute(run, folder, page=page)

@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import itertools
 import json
+import math
 import os
 import re
 import tomllib
@@ -27,6 +28,8 @@ _OF_A_TEACHER = {"teacher_widths": "widths", "teacher_kind": "kind", "n_train": 
 _OF_A_FILE = ("target", "task", "inputs", "impute", "test_fraction")
 _OF_THE_COMMAND = ("out", "config", "resume", "dry_run", "quiet", "tensorboard", "given")
 _READABLE = 80
+_MOST = 10_000
+_INTEGERS = 2**63
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +88,10 @@ def _checked(name: str, value: Any, expected: Any) -> Any:
         items: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
         return tuple(_checked(name, item, inner) for item in items)
     whole = isinstance(value, int) and not isinstance(value, bool)
+    if whole and abs(value) >= _INTEGERS:
+        raise InputError(name, value, "a number of less than 64 bits")
     if kind is float and (whole or isinstance(value, float)):
-        return float(value)
+        return float(value) + 0.0  # -0 is 0
     if (kind is int and whole) or (kind in (str, bool) and isinstance(value, kind)):
         return value
     words = {float: "a number", int: "a whole number", str: "text in quotation marks", bool: "true or false"}
@@ -102,17 +107,27 @@ def _known(name: str, where: str, types: Mapping[str, Any]) -> str:
     return setting
 
 
+def _new(name: str, where: str, types: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    setting = _known(name, where, types)
+    if setting in found:
+        raise InputError(where, name, f"each setting once ({setting} is there already, with the other dash)")
+    return setting
+
+
 def _settings(table: object, where: str, types: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(table, Mapping):
         raise InputError(where, table, "a table of settings")
-    entries = cast("Mapping[str, Any]", table)
-    return {(key := _known(name, where, types)): _checked(key, value, types[key]) for name, value in entries.items()}
+    found: dict[str, Any] = {}
+    for name, value in cast("Mapping[str, Any]", table).items():
+        key = _new(name, where, types, found)
+        found[key] = _checked(key, value, types[key])
+    return found
 
 
 def _axes(grid: Mapping[str, Any], types: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
     axes: dict[str, tuple[Any, ...]] = {}
     for name, values in grid.items():
-        key = _known(name, "grid", types)
+        key = _new(name, "grid", types, axes)
         if not isinstance(values, (list, tuple)) or not values:
             raise InputError(f"grid.{name}", values, "a list of values", "what all runs share belongs into [base]")
         axes[key] = tuple(_checked(key, value, types[key]) for value in cast("Sequence[Any]", values))
@@ -139,9 +154,21 @@ def source_of_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError("data", data, "'digits', 'teacher' or a file", near_name_hint(data, NAMES))
     if data != "teacher":
         return {"name": data, "seed": seed}
-    usual = {name: p.default for name, p in inspect.signature(teacher).parameters.items()}
-    chosen = {other: settings.get(name, usual[other]) for name, other in _OF_A_TEACHER.items()}
+    usual = _usual(data)
+    chosen = {other: settings.get(name, usual[name]) for name, other in _OF_A_TEACHER.items()}
     return {"name": data, "seed": seed, **chosen, "widths": list(chosen["widths"])}
+
+
+def _usual(data: object) -> dict[str, Any]:
+    """What the settings are, of a run on these data, where it does not give them."""
+    usual: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(LeakyConfig)}
+    if data == "teacher":
+        of_teacher = inspect.signature(teacher).parameters
+        usual |= {name: of_teacher[other].default for name, other in _OF_A_TEACHER.items()}
+    elif isinstance(data, str) and is_file(data):
+        of_file = inspect.signature(file_source).parameters
+        usual |= {name: of_file[name].default for name in _OF_A_FILE}
+    return usual
 
 
 def _digest(source: Mapping[str, Any], config: LeakyConfig) -> str:
@@ -204,6 +231,10 @@ def make_sweep(
         raise InputError("sweep", "both" if grid is not None else "neither", "either a [grid] or a list of [[run]]")
     if grid is not None:
         axes = _axes(grid, types)
+        if (many := math.prod(len(values) for values in axes.values())) > _MOST:
+            raise InputError(
+                "grid", f"{many:,} combinations", f"at most {_MOST:,} runs", "give fewer values, or several sweeps"
+            )
         listed = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         where = "grid"
     else:
@@ -215,7 +246,8 @@ def make_sweep(
         raise InputError("grid", both[0], "settings that [base] does not have", "remove it from one of the two")
     whole = [shared | entry for entry in listed]
     differing = _differing(whole) if where == "run" else axes_of(listed)
-    made = [_run(settings, differing, number, len(whole)) for number, settings in enumerate(whole, 1)]
+    sources: dict[str, dict[str, Any]] = {}
+    made = [_run(settings, differing, number, len(whole), sources) for number, settings in enumerate(whole, 1)]
     seen: dict[str, str] = {}
     for run in made:
         if run.digest in seen:
@@ -235,21 +267,28 @@ def axes_of(listed: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
 
 def _differing(whole: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
     """Settings that are not the same in all runs; one that a run does not give has its usual value there."""
-    usual = {field.name: field.default for field in dataclasses.fields(LeakyConfig)}
     keys = list(dict.fromkeys(key for settings in whole for key in settings))
-    full = [{key: settings.get(key, usual.get(key)) for key in keys} for settings in whole]
+    usual = [_usual(settings.get("data")) for settings in whole]
+    full = [{key: settings.get(key, own.get(key)) for key in keys}
+            for settings, own in zip(whole, usual, strict=True)]  # fmt: skip
     return {key: values for key, values in axes_of(full).items() if len(values) > 1}
 
 
-def _run(settings: Mapping[str, Any], axes: Mapping[str, Any], number: int, runs: int) -> SweepRun:
-    fields = {field.name: field.default for field in dataclasses.fields(LeakyConfig)}
-    config = LeakyConfig(**{name: settings.get(name, default) for name, default in fields.items()})
-    own = {key: settings.get(key, fields.get(key)) for key in axes}
+def _run(
+    settings: Mapping[str, Any], axes: Mapping[str, Any], number: int, runs: int, sources: dict[str, dict[str, Any]]
+) -> SweepRun:
+    """One run; `sources` keeps those of the runs before it, so that a file is read once for its hash."""
+    usual = _usual(settings.get("data"))
+    config = LeakyConfig(**{f.name: settings.get(f.name, f.default) for f in dataclasses.fields(LeakyConfig)})
+    own = {key: settings.get(key, usual.get(key)) for key in axes}
+    of_data = json.dumps({key: settings.get(key) for key in ("data", *_OF_A_FILE, *_OF_A_TEACHER)})
     with_place = f"in run {number} of {runs}" + (f" ({title_of(own)})" if own else "")
     try:
-        source = source_of_settings(settings)
+        if of_data not in sources:
+            sources[of_data] = source_of_settings(settings)
     except InputError as error:
         raise _placed(error, with_place) from None
+    source = sources[of_data] | {"seed": config.seed}
     digest = _digest(source, config)
     return SweepRun(_name(own, digest), digest, own, source, config)
 
@@ -286,7 +325,11 @@ def read_sweep(path: str | os.PathLike[str]) -> Sweep:
         InputError: no such file, no TOML, an unknown key, or what `make_sweep` refuses.
     """
     file = Path(path)
-    if not file.is_file():
+    try:
+        there = file.is_file()
+    except OSError:  # a name that is too long
+        there = False
+    if not there:
         raise InputError("config", str(file), "an existing TOML file")
     try:
         content = tomllib.loads(file.read_text(encoding="utf-8"))

@@ -15,6 +15,7 @@ from isthmus.report._reproduced import clean
 
 _LARGEST = 1e100
 _TEXT = 300
+_WHOLE = 1e15
 _AXES = 12
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=,-]{0,200}")
 _SPLITS = ("train", "validation", "test", "")
@@ -70,7 +71,9 @@ class Swept:
 
 def shown(value: float | str) -> str:
     """A setting's value in words."""
-    return value if isinstance(value, str) else f"{value:.6g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < _WHOLE else f"{value:.6g}"
 
 
 def _value(value: object) -> float | str:
@@ -116,7 +119,8 @@ def read_sweep_record(run: Mapping[str, Any], table: pl.DataFrame) -> Swept | No
         digest, name = str(entry.get("digest", ""))[:80], str(entry.get("name", ""))
         status = clean(entry.get("status", "unknown"), 40)
         error = entry.get("error")
-        link = f"runs/{name}/report.html" if status == "complete" and _SAFE_NAME.fullmatch(name) else ""
+        paged = status == "complete" and entry.get("page") is not False and _SAFE_NAME.fullmatch(name)
+        link = f"runs/{name}/report.html" if paged else ""
         runs.append(SweptRun(digest, number, {said: _value(given.get(key)) for said, key in axes.items()}, status,
                              clean(error, _TEXT) if error else "", link, numbers.get(digest, {})))  # fmt: skip
     values = {said: tuple(dict.fromkeys(run.settings[said] for run in runs)) for said in axes}
