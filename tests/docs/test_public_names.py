@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -36,3 +37,31 @@ def test_listed_names_are_those_of_the_code() -> None:
 def test_no_name_stands_twice() -> None:
     for names in listed().values():
         assert names == sorted(set(names))
+
+
+def documented(path: Path, name: str) -> bool:
+    """Whether the module that defines a name says what it is: a docstring, or a string behind the assignment."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    for node, behind in zip(body, [*body[1:], None], strict=True):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            return bool(ast.get_docstring(node))
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+        )
+        if any(isinstance(t, ast.Name) and t.id == name for t in targets):
+            return isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant)
+        if isinstance(node, ast.ImportFrom) and name in {alias.asname or alias.name for alias in node.names}:
+            return documented(source_of(node.module or ""), name)
+    return False
+
+
+def source_of(module: str) -> Path:
+    source = Path(importlib.import_module("isthmus").__path__[0]).parent / Path(*module.split("."))
+    return source / "__init__.py" if source.is_dir() else source.with_suffix(".py")
+
+
+def test_every_public_name_is_described_so_that_the_reference_shows_it() -> None:
+    # what has no docstring is left out of the pages that mkdocstrings makes, without a word
+    assert [
+        f"{p}.{n}" for p, ns in listed().items() if p != "isthmus" for n in ns if not documented(source_of(p), n)
+    ] == []

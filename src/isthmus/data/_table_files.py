@@ -15,6 +15,8 @@ from isthmus._errors import InputError
 from isthmus.data._schema import TableSchema, listed, near
 
 TABLE_FORMATS = (".csv", ".parquet", ".npy", ".npz")
+"""Endings of the files that `load_table` and `read_inputs` read."""
+
 TARGET_NAMES = ("target", "label", "y")
 """Columns taken as the target where none is named, in this order."""
 
@@ -39,7 +41,15 @@ class TableFile:
 
 
 def check_table_file(path: str | os.PathLike[str], argument: str = "data") -> Path:
-    """A path of a known type that is there, or `InputError`."""
+    """The path of a table that is there and has one of the `TABLE_FORMATS`.
+
+    Args:
+        path: of the file.
+        argument: what the error calls it.
+
+    Raises:
+        InputError: another ending, or no file there.
+    """
     file = Path(path)
     if file.suffix.lower() not in TABLE_FORMATS:
         raise InputError(argument, str(file), f"a file of a known type ({', '.join(TABLE_FORMATS)})",

@@ -15,6 +15,7 @@ from torch import Tensor
 from isthmus._errors import DataWarning, InputError
 
 TaskKind = Literal["regression", "classification"]
+"""What is to be predicted: numbers, or one class of several."""
 
 
 def _check_matrix(name: str, values: Tensor) -> None:

@@ -21,6 +21,7 @@ _TIMES = 128
 """Times of the curves that the folder keeps; all of them are in the run that they are of."""
 
 DynamicsProgress = Callable[[int, int, str], None]
+"""`(done, total, layer)`: called with the number of layers that are fitted, of how many, and the name of the next."""
 
 
 def run_dynamics(

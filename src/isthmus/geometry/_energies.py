@@ -67,7 +67,15 @@ class Hamiltonians:
 
 
 def hamiltonians(momentum: MomentumMoments, effective_depth: float) -> Hamiltonians:
-    """Both Hamiltonians of every step, from the moments of the momenta. Raises `InputError` at `L̃ = 0`."""
+    """`H(A_{ℓ−1}, B_ℓ)` and `H(A_ℓ, B_ℓ)` of every step (arXiv 2405.17573, docs/theory 1.5); see `hamiltonian`.
+
+    Args:
+        momentum: second moments of `B` with `S` and `A`, `B = −(1/λ) ∂C/∂A` with the mean over all samples in `C`.
+        effective_depth: `L̃`.
+
+    Raises:
+        InputError: `L̃ = 0`.
+    """
     return Hamiltonians(
         pair=hamiltonian(_norm_sq(momentum.before), momentum.inner_before, effective_depth),
         same=hamiltonian(_norm_sq(momentum.same[1:]), momentum.inner_same[1:], effective_depth),
@@ -149,7 +157,18 @@ def rank_bounds(
     effective_depth: float,
     gamma0: float = DEFAULT_GAMMA0,
 ) -> RankBounds:
-    """The bounds on `−2H/L̃` and on the speed. Exact on a discrete stationary network, up to the drift of `H`.
+    """Theorem 4's bounds on `−2H/L̃` and on the speed (arXiv 2405.17573, docs/theory 1.6).
+
+    `−(ℓ/L̃ + √g)² ≤ −2H/L̃ − min_p ‖A_p‖²_{K+γ} ≤ g` with `g = max_p γ_p‖B_p‖²` and the path length
+    `ℓ = ∫‖∂_pA‖_{K+γ} dp`, in dimensions. Exact on a discrete stationary network, up to the drift of `H`; where `g`
+    exceeds the rank they say nothing.
+
+    Args:
+        moments: of the path, with momenta.
+        row_space: of `S_ℓ` at every node.
+        layer_steps: `ρ_ℓ`, positive, of sum 1.
+        effective_depth: `L̃ > 0`.
+        gamma0: γ₀ > 0; γ_p = γ₀ ‖S_p‖²_op.
 
     Raises:
         InputError: `L̃ = 0`, γ₀ ≤ 0, or moments without momenta.

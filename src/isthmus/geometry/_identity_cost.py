@@ -14,6 +14,7 @@ DEFAULT_GAMMA0 = 1e-3
 """Default of γ₀ (measured: docs/theory 1.4); values at 1e-2 and 1e-4 are recorded beside it."""
 
 GAMMA0S = (DEFAULT_GAMMA0, 1e-2, 1e-4)
+"""Every γ₀ that is recorded, the default first: where their numbers disagree they are a range (docs/theory 1.4)."""
 
 FINITE_RESIDUAL = 1e-4
 """The exact cost counts as finite below this `identity_residual`. Moments resolve residuals no better than the root
@@ -130,7 +131,17 @@ def identity_cost_from_moments(
     row_space: RowSpace,
     gamma0: float = DEFAULT_GAMMA0,
 ) -> IdentityCost:
-    """Cost of identity from `A Sᵀ`, `‖A‖²` and the row space of `S`."""
+    """Cost of identity `‖A‖²_{K+γ} = Tr[A (SᵀS + γI)⁻¹ Aᵀ]` from second moments (arXiv 2405.17573, docs/theory 1.4).
+
+    Args:
+        cross: `A Sᵀ`.
+        norm_sq: `‖A‖²`.
+        row_space: of `S`, from `S Sᵀ`.
+        gamma0: γ₀ of the stabilised cost; γ = γ₀ ‖S‖²_op.
+
+    Raises:
+        InputError: γ₀ ≤ 0.
+    """
     exact, residual = row_space.exact_norm_sq(cross, norm_sq)
     finite = residual < max(FINITE_RESIDUAL, 10 * row_space.eps**0.5)
     return IdentityCost(row_space.stabilised_norm_sq(cross, norm_sq, gamma0), exact, residual, finite, gamma0)
@@ -141,7 +152,8 @@ def identity_cost(
 ) -> IdentityCost:
     """Cost of identity of samples `a` whose next layer sees `s = φ(a)`: squared norm of the least `W` with `W s = a`.
 
-    For `a ≥ 0` and `s = relu(a)` without the appended 1 the exact cost is `rank a`.
+    In dimensions: for `a ≥ 0` and `s = relu(a)` without the appended 1 the exact cost is `rank a` (arXiv 2405.17573,
+    docs/theory 1.4).
 
     Args:
         a: representation, samples in rows.

@@ -34,7 +34,7 @@ def _squares(s: Tensor) -> Tensor:
 def numerical_rank(
     s: Float[Tensor, "*batch k"], *, tolerance: float = DEFAULT_RANK_TOLERANCE
 ) -> Float[Tensor, "*batch"]:
-    """Number of singular values above `tolerance · s_1`; 0 for the zero matrix.
+    """Number of singular values `s` above `tolerance · s_1`, in dimensions; 0 for the zero matrix.
 
     Raises:
         InputError: a tolerance outside [0, 1).
@@ -45,7 +45,7 @@ def numerical_rank(
 
 
 def stable_rank(s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
-    """`‖M‖² / ‖M‖²_op = Σ s² / s_1²`; 0 for the zero matrix."""
+    """`‖M‖² / ‖M‖²_op = Σ s² / s_1²` of singular values `s`, in dimensions; 0 for the zero matrix."""
     return _squares(s).sum(-1)
 
 
@@ -57,14 +57,17 @@ def nuclear_rank(s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
 
 
 def participation_ratio(s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
-    """`(Σ s²)² / Σ s⁴`; 0 for the zero matrix."""
+    """`(Σ s²)² / Σ s⁴` of singular values `s`, in dimensions: `k` for `k` equal ones; 0 for the zero matrix."""
     squares = _squares(s)
     fourth = (squares**2).sum(-1)
     return squares.sum(-1) ** 2 / torch.where(fourth > 0, fourth, 1.0)
 
 
 def effective_rank(s: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch"]:
-    """`exp(−Σ q log q)` with `q = s²/Σ s²` (entropy in nats); 0 for the zero matrix."""
+    """`exp(−Σ q log q)` with `q = s²/Σ s²` of singular values `s`, in dimensions; 0 for the zero matrix.
+
+    Roy and Vetterli (2007), who named it, take `q = s/Σ s`, which reads higher; here `q` is a share of the variance.
+    """
     squares = _squares(s)
     total = squares.sum(-1, keepdim=True)
     q = squares / torch.where(total > 0, total, 1.0)

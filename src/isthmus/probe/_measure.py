@@ -34,7 +34,10 @@ from isthmus.probe._probe import MeanLoss, probe_path
 from isthmus.tangent import JacobianSpectrum, jacobian_spectrum
 
 NO_LEAK = "the effective depth is 0 (a plain ResNet): no leak, so no cost of identity in an energy"
+"""Why a path at `L̃ = 0` has no energies: the note of their rows."""
+
 NO_MOMENTA = "needs momenta B = −(1/λ) ∂C/∂A: give targets, a loss and a ridge λ > 0"
+"""Why a path without momenta has no Hamiltonian, stationarity or bounds: the note of their rows."""
 
 _HAMILTONIAN = ("hamiltonian", "hamiltonian_symmetric", "hamiltonian_rank", "hamiltonian_rank_symmetric")
 _MOMENTUM = (*_HAMILTONIAN, "stationarity", "momentum_norm", "momentum_weight_norm")

@@ -249,7 +249,7 @@ def _symmetric(matrix: Tensor) -> Tensor:
 
 
 def centred(block: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """`H K H`, `H = I − 11ᵀ/n`."""
+    """`H K H`, `H = I − 11ᵀ/n`: a block of a kernel, centred over samples on both sides (docs/theory 4.2)."""
     block = block - block.mean(0, keepdim=True)
     return block - block.mean(1, keepdim=True)
 

@@ -9,6 +9,8 @@ from isthmus._errors import InputError
 from isthmus._random import check_seed
 
 PRECISIONS = ("true", "bf16-mixed", "16-mixed")
+"""Ways to compute: in the model's dtype, or under autocast in bfloat16 or float16."""
+
 LEAST_FINISH = 9
 """Fewest iterations of a finish: one for each ninth of its stages."""
 
