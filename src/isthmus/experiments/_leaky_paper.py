@@ -26,7 +26,7 @@ LEAKY = Paper(
 """The Leaky ResNet paper."""
 
 check_figures = LEAKY.check_figures
-"""Those asked for in the order of the paper, all where none is named; `InputError` for others"""
+"""The figures asked for, in the order of the paper (all where none is named); `InputError` for others."""
 
 
 def check_preset(name: str) -> Preset:
