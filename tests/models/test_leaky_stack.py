@@ -167,11 +167,15 @@ def test_what_is_set_on_a_block_of_a_stack_is_set_on_the_block_inside() -> None:
                                                                 "1", "1.block", "1.block.linear"]  # fmt: skip
     torch.testing.assert_close(stack[0](x)[0], x + 0.5 * inner.linear(x))
     stack[0].train(False)
-    stack[1].note, stack[1].index = "mine", 1  # of its own
+    stack[1].note, stack[1].index = "mine", 1
     assert not inner.training
     assert not hasattr(stack[1].block, "note")
-    stack[0].block = Masked()
-    assert stack[0].block is not inner
+    inner._hook = stack[0]._hook = 1  # type: ignore[assignment]  # private names and methods are each one's own
+    stack[0]._hook, stack[0].forward = 2, lambda x: x + 1  # type: ignore[assignment,method-assign]
+    assert inner._hook == 1
+    assert torch.equal(stack[0](x), x + 1)
+    stack[1].block = Masked()
+    assert isinstance(stack[1].block, Masked)
 
 
 def test_only_its_blocks_are_its_items() -> None:

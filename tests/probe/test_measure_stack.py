@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,18 @@ def test_any_stack_has_moves_and_speeds_and_says_why_it_has_no_energies() -> Non
     assert skipped["status"].unique().to_list() == ["skipped"]
     assert all("here f is what a block adds to its input" in note for note in skipped["note"])
     assert skipped["layer"].unique().to_list() == ["layers"]
+
+
+@pytest.mark.parametrize("inner", [lambda: [nn.Linear(6, 6)], lambda: [nn.Tanh(), nn.Identity(), nn.Tanh()]])
+def test_one_block_and_blocks_without_weights_have_speeds_too(inner: Callable[[], list[nn.Module]]) -> None:
+    stack = LeakyStack(inner(), effective_depth=0.0)
+    model, x = nn.Sequential(nn.Linear(6, 6), stack, nn.Linear(6, 2)), torch.randn(10, 6)
+    states: list[Tensor] = [model[0](x).detach()]
+    for block in stack:
+        states.append(block(states[-1]).detach())
+    speeds = [float((b - a).norm() / b.norm()) * len(stack) for a, b in itertools.pairwise(states)]
+    found = measure(model, x, **QUICK)
+    assert values(found, "path_speed") == pytest.approx(speeds, rel=1e-6)
 
 
 def test_a_model_with_a_stack_comes_back_as_it_was_and_has_a_baseline() -> None:

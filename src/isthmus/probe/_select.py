@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from isthmus._errors import InputError, near_name_hint
+from isthmus.models import LeakyBlock
 from isthmus.probe._survey import MOST_CALLS, Call, Survey, TensorUse
 
 BLOCKS = "blocks"
@@ -88,7 +89,8 @@ def _chains(survey: Survey) -> list[list[Call]]:
             groups.setdefault((_parent(call.name), type(call.module)), []).append(call)
     found: list[list[Call]] = []
     for group in groups.values():
-        if len(group) < 2 or not any(True for _ in group[0].module.parameters()):
+        repeated = len(group) > 1 and any(True for _ in group[0].module.parameters())
+        if not repeated and not isinstance(group[0].module, LeakyBlock):  # which is one, whatever is in it
             continue
         if isinstance(group[0].module, (nn.ModuleList, nn.ModuleDict)):
             continue
