@@ -7,9 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from sklearn.ensemble import ExtraTreesRegressor
-from sklearn.metrics import r2_score
-from sklearn.model_selection import KFold, cross_val_predict
 from torch import Tensor
 
 from isthmus._records import Claim, MetricTable
@@ -35,6 +32,11 @@ def cross_validated_r2(given: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         given: inputs in rows.
         wanted: targets in rows, at least two columns.
     """
+    # here, for they bring pandas and scipy.stats, which take longer to import than all of isthmus
+    from sklearn.ensemble import ExtraTreesRegressor
+    from sklearn.metrics import r2_score
+    from sklearn.model_selection import KFold, cross_val_predict
+
     trees = ExtraTreesRegressor(TREES, min_samples_leaf=2, random_state=0)
     predicted = cross_val_predict(trees, given, wanted, cv=KFold(5, shuffle=True, random_state=0))
     return np.asarray(r2_score(wanted, predicted, multioutput="raw_values"))

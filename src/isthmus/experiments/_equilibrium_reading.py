@@ -8,7 +8,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.stats
 
 from isthmus._random import numpy_generator
 from isthmus._records import MetricTable
@@ -117,6 +116,8 @@ def over_groups(groups: Sequence[Sequence[float]]) -> Interval | None:
 
     Members of all groups are taken to scatter alike around their group's mean; None where no group has two.
     """
+    import scipy.stats  # not at the top: it takes a while to load
+
     kept = [np.asarray(group, dtype=np.float64) for group in groups if len(group)]
     freedom = sum(len(group) - 1 for group in kept)
     if not kept or freedom < 1:
@@ -138,6 +139,8 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> Interval:
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Of each row; 0 where all values of one are the same."""
+    import scipy.stats
+
     ranks = [np.asarray(scipy.stats.rankdata(values, axis=1)) for values in (a, b)]
     ranks = [values - values.mean(1, keepdims=True) for values in ranks]
     size = np.sqrt(np.square(ranks[0]).sum(1) * np.square(ranks[1]).sum(1))

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import scipy.stats
 
 from isthmus.experiments._leaky_networks import Trained
 from isthmus.experiments._leaky_presets import SCHEMES, Preset
@@ -27,6 +26,8 @@ def paired_interval(differences: Sequence[float], level: float = 0.95) -> tuple[
         differences: one per pair, at least 2.
         level: coverage.
     """
+    import scipy.stats  # not at the top: it takes a while to load
+
     d = np.asarray(differences, dtype=np.float64)
     half = float(scipy.stats.t.ppf(0.5 + level / 2, len(d) - 1)) * float(d.std(ddof=1)) / math.sqrt(len(d))
     return float(d.mean()), float(d.mean()) - half, float(d.mean()) + half

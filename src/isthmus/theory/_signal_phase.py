@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable
 from typing import Literal, cast
 
-import scipy.optimize
-
 from isthmus._errors import InputError
 from isthmus.theory._activation_moments import NODES, Activation, Moments, moments_of
 from isthmus.theory._checks import positive
@@ -70,6 +68,8 @@ def _depth(rate: float) -> float:
 
 
 def _root(excess: Callable[[float], float], low: float, high: float) -> float:
+    import scipy.optimize  # not at the top: it takes a while to load
+
     return float(cast("float", scipy.optimize.brentq(excess, low, high, xtol=1e-16)))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import scipy.stats
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -129,4 +128,6 @@ class TwoPointFit:
     def _quantile(self, confidence: float) -> float:
         if not 0 < confidence < 1:
             raise InputError("confidence", confidence, "a number in (0, 1)")
+        import scipy.stats  # not at the top: it takes a while to load
+
         return float(scipy.stats.t.ppf((1 + confidence) / 2, self.residuals.numel() - len(self.covariance)))
