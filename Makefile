@@ -28,10 +28,10 @@ demo: $(VENV)/.runtime ## install what is needed to run, train one small network
 	@$(BIN)/isthmus demo
 
 test: check ## install everything, then format, lint, types, import rules, docs and all quick tests
-	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 -m "not slow"
+	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 test-all: check ## the same with the slow tests
-	@$(TEST_ENV) $(BIN)/python -m pytest -n 2
+	@$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/.dev chromium
 	@step() { echo "── $$*"; "$$@"; }
