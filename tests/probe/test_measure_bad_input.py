@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from isthmus import InputError, IsthmusError, LeakyResNet, measure
+from isthmus.probe._batches import _all_finite
 from isthmus.probe._one import unwrapped
 
 N = 20
@@ -90,6 +91,8 @@ BAD: dict[str, tuple[Data, Data, dict[str, Any], str, tuple[str, ...]]] = {
     "NaN": (plain, with_nan, {"batch_size": 5}, "data",
             ("not finite in batch 2 (input 0)", "finite numbers", "remove or impute")),
     "infinity, by name": (Two, lambda: {"left": x() / 0, "right": x()}, {}, "data", ("batch 0 (left)",)),
+    "sparse": (plain, lambda: [x().to_sparse()], {}, "data", ("a sparse tensor of shape (20, 4)", "make it dense")),
+    "NaN among sparse": (plain, lambda: [with_nan().to_sparse()], {}, "data", ("not finite in batch 0",)),
     "empty": (plain, lambda: x()[:0], {}, "data", ("got no samples", "at least one sample")),
     "no batches": (plain, list, {}, "data", ("got no samples",)),
     "no batches in a loader": (plain, lambda: DataLoader(Stream()), {}, "data", ("got no samples",)),
@@ -211,6 +214,20 @@ def test_the_own_error_of_a_model_is_not_bad_input() -> None:
         measure(Own(), x(), progress=False)
     assert not isinstance(caught.value, InputError)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.parametrize("finite", [True, False])
+def test_numbers_of_every_layout_are_checked(finite: bool) -> None:
+    whole = torch.randn(6, 5)
+    whole[3, 2] = 0.5 if finite else float("nan")
+    for t in (
+        whole, whole.half(), whole.bfloat16(), whole.to(torch.float8_e4m3fn), whole.to(torch.float8_e5m2),
+        whole.mT[::2], whole[3:4].expand(7, 5), whole[3, 2], whole.to_sparse(), whole.to_sparse_csr(),
+        torch.nested.nested_tensor([whole[:2], whole[2:]], layout=torch.jagged),
+    ):  # fmt: skip
+        assert _all_finite(t) is finite
+    assert _all_finite(whole[:0])
 
 
 def test_what_looks_like_bad_input_and_is_not() -> None:

@@ -1,4 +1,4 @@
-"""Two processes that measure their parts of the data together against one process with all of them."""
+"""Processes that measure their parts of the data together against one process with all of them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import isthmus
 from isthmus import InputError
+from isthmus.geometry import StreamAccumulator
 from isthmus.models import LeakyResNet, LeakyStack
 
 SCRIPT = """
@@ -34,9 +35,9 @@ torch.use_deterministic_algorithms(True)
 import isthmus
 import test_measure_distributed as t
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-said = t.of_one_process(rank, folder)
+rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+said = t.of_one_of_three(rank) if size == 3 else t.of_one_process(rank, folder)
 with open(f"{folder}/said-{rank}.json", "w") as file:
     json.dump(said, file)
 dist.destroy_process_group()
@@ -49,6 +50,9 @@ GIVEN: dict[str, dict[str, Any]] = {
     "few": {"max_samples": 11, "jacobian_samples": 0, "metrics": ["observations", "cost_of_identity", "loss"],
             "loss": "cross_entropy", "alignment_samples": 0},
 }  # fmt: skip
+
+
+UNEQUAL: dict[str, Any] = {"loss": "cross_entropy", "jacobian_samples": 4, "alignment_samples": 5}
 
 
 def model_of(name: str) -> nn.Module:
@@ -113,31 +117,110 @@ def of_one_process(rank: int, folder: str) -> dict[str, Any]:
     said["too few"] = _error(net, x, max_samples=1)
     said["leaky"] = _error(LeakyResNet(6, 3, width=5, depth=2, effective_depth=1.0), x)
     said["another's part"] = _error(net, part(1 - rank))
+    said["options"] = _error(net, x, baseline=None if rank else "init")
+    said["not to be sent"] = _error(
+        net, [{"x": x, "mark": lambda: None}], forward=lambda model, batch: model(batch["x"])
+    )
+    said["one-hot"] = _error(net, torch.eye(6).roll(rank, 0))
     if rank:
         with torch.no_grad():
-            net[0].weight[0, 0] += 1e-12  # pyright: ignore
+            net[0].weight.copy_(net[0].weight.flip(0))  # pyright: ignore
     said["weights"] = _error(net, x)
+    said["modules"] = _error(nn.Sequential(nn.Linear(6, 6), nn.Tanh() if rank else nn.ReLU()), x)
     return said
+
+
+def unequal(rank: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Parts of 5, 24 and 6 samples, in one, four and one batches."""
+    g = torch.Generator().manual_seed(rank)
+    return [(torch.randn(5 + rank % 2, 6, generator=g) + 3, torch.arange(5 + rank % 2) % 3)] * (1, 4, 1)[rank]
+
+
+def parallel_inside() -> nn.Module:
+    """A model that is no `DistributedDataParallel`, and has one in it whose buffers are broadcast."""
+    torch.manual_seed(3)
+    inner = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    return nn.Sequential(nn.parallel.DistributedDataParallel(inner), nn.Linear(3, 3))
+
+
+def _values(found: Any) -> list[float | None]:
+    return found.table["value"].to_list()
+
+
+def of_one_of_three(rank: int) -> dict[str, Any]:
+    """What one of three processes measures, and how it stops when another does."""
+    said: dict[str, Any] = {}
+    net = model_of("few")
+    found = isthmus.measure(net, unequal(rank), progress=False, sharded=True, **UNEQUAL)
+    said["unequal"] = _values(found)
+    inside = parallel_inside()
+    found = isthmus.measure(inside, unequal(rank), progress=False, sharded=True, **UNEQUAL)
+    said["parallel inside"] = _values(found)
+    watched = None if rank else isthmus.measure(inside, unequal(0), progress=False, **UNEQUAL)
+    said["alone"] = None if watched is None else watched.table.height
+    outputs: torch.Tensor = inside(unequal(rank)[0][0])
+    outputs.sum().backward()
+    said["trained"] = [float(p.grad.sum()) for p in inside.parameters() if p.grad is not None][:4]
+
+    def interrupted() -> Any:
+        yield unequal(rank)[0]
+        if rank == 2:
+            raise KeyboardInterrupt
+        yield unequal(rank)[0]
+
+    try:
+        isthmus.measure(net, interrupted(), progress=False, sharded=True, jacobian_samples=0)
+    except (
+        KeyboardInterrupt,
+        isthmus.IsthmusError,
+    ) as error:  # held until all have it: it must not hold the connection
+        said["interrupted"] = [type(error).__name__, str(error)]
+        dist.barrier()
+    merge = StreamAccumulator.merge
+    if rank == 0:
+        StreamAccumulator.merge = _no_room
+    try:
+        isthmus.measure(net, unequal(rank), progress=False, sharded=True, jacobian_samples=0)
+    except (MemoryError, isthmus.IsthmusError) as error:
+        said["no room"] = [type(error).__name__, str(error)]
+        dist.barrier()
+    StreamAccumulator.merge = merge
+    return said
+
+
+def _no_room(self: StreamAccumulator, parts: dict[str, torch.Tensor]) -> None:
+    raise MemoryError("no room")
+
+
+def run_together(folder: Path, size: int) -> list[dict[str, Any]]:
+    """What each of the processes says."""
+    here = Path(__file__)
+    paths = os.pathsep.join([str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(rank), str(size), str(folder)], env={**os.environ, "PYTHONPATH": paths}
+        )
+        for rank in range(size)
+    ]
+    try:
+        assert [process.wait(timeout=240) for process in running] == [0] * size
+    finally:
+        for process in running:
+            process.kill()
+    return [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(size)]
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     """Both processes, once for all tests."""
     folder = tmp_path_factory.mktemp("pair")
-    here = Path(__file__)
-    paths = os.pathsep.join([str(here.parent), str(here.parents[1]), os.environ.get("PYTHONPATH", "")])
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(rank), str(folder)], env={**os.environ, "PYTHONPATH": paths}
-        )
-        for rank in range(2)
-    ]
-    try:
-        assert [process.wait(timeout=240) for process in running] == [0, 0]
-    finally:
-        for process in running:
-            process.kill()
-    return folder, [json.loads((folder / f"said-{rank}.json").read_text()) for rank in range(2)]
+    return folder, run_together(folder, 2)
+
+
+@pytest.fixture(scope="module")
+def trio(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Three processes, once for all tests."""
+    return run_together(tmp_path_factory.mktemp("trio"), 3)
 
 
 @pytest.mark.slow
@@ -191,6 +274,8 @@ def test_an_error_in_one_process_stops_both(pair: tuple[Path, list[dict[str, Any
         ("too few", "at least one sample for each of 2 processes"),
         ("leaky", "False for a Leaky ResNet"),
         ("weights", "0.weight of process 1 unlike that of process 0"),
+        ("modules", "1 of process 1 unlike that of process 0"),
+        ("options", "baseline: got None on process 1 and 'init' on process 0"),
     ],
 )
 def test_what_cannot_be_measured_together(case: str, words: str, pair: tuple[Path, list[dict[str, Any]]]) -> None:
@@ -204,6 +289,48 @@ def test_what_cannot_be_measured_together(case: str, words: str, pair: tuple[Pat
 def test_the_sampler_of_another_process(pair: tuple[Path, list[dict[str, Any]]]) -> None:
     for rank, one in enumerate(pair[1]):
         assert f"the part of process {1 - rank} of 2" in one["another's part"][1]
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_sent_stops_both(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    (kind, text), (_, other) = (one["not to be sent"] for one in pair[1])
+    assert kind == "InputError"
+    assert "cannot be sent to another process" in text
+    assert other == f"process 0 of 2 has stopped: {text}"
+
+
+@pytest.mark.slow
+def test_batches_of_equal_sums_are_not_the_same(pair: tuple[Path, list[dict[str, Any]]]) -> None:
+    assert [one["one-hot"] for one in pair[1]] == [["", ""]] * 2
+
+
+@pytest.mark.slow
+def test_three_processes_with_unequal_parts(trio: list[dict[str, Any]]) -> None:
+    assert trio[0]["unequal"] == trio[1]["unequal"] == trio[2]["unequal"]
+    data = [batch for rank in range(3) for batch in unequal(rank)]
+    one = isthmus.measure(model_of("few"), data, progress=False, **UNEQUAL)
+    together = [np.nan if v is None else v for v in trio[0]["unequal"]]
+    np.testing.assert_allclose(together, [np.nan if v is None else v for v in _values(one)], rtol=1e-9, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_a_part_that_is_data_parallel_waits_for_nobody(trio: list[dict[str, Any]]) -> None:
+    assert trio[0]["parallel inside"] == trio[1]["parallel inside"] == trio[2]["parallel inside"]
+    assert trio[0]["alone"]
+    assert len(trio[0]["trained"]) == 4
+    assert trio[0]["trained"] == trio[1]["trained"] == trio[2]["trained"]  # gradients are means again
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "at", "kind"), [("interrupted", 2, "KeyboardInterrupt"), ("no room", 0, "MemoryError")]
+)
+def test_a_process_that_is_gone_stops_the_others(case: str, at: int, kind: str, trio: list[dict[str, Any]]) -> None:
+    assert trio[at][case][0] == kind
+    for rank in {0, 1, 2} - {at}:
+        name, text = trio[rank][case]
+        assert name == "_ElsewhereError"
+        assert "another process is gone" in text
 
 
 def test_a_group_of_one_process_says_what_one_does() -> None:

@@ -63,7 +63,12 @@ class Batch:
             return self
 
         def cut(t: Tensor) -> Tensor:
-            return t[:n] if t.dim() and t.shape[0] == self.size else t
+            if not t.dim() or t.shape[0] != self.size:
+                return t
+            if t.layout not in (torch.strided, torch.jagged):
+                raise InputError("data", f"a sparse tensor of shape {tuple(t.shape)}", "dense tensors of samples",
+                                 "make it dense, or let forward=lambda model, batch: … hold it")  # fmt: skip
+            return t[:n]
 
         return Batch(
             mapped(self.args, cut), mapped(self.kwargs, cut), mapped(self.whole, cut),
@@ -301,5 +306,9 @@ def _batch_size(tensors: Sequence[Tensor]) -> int:
 
 
 def _all_finite(tensor: Tensor) -> bool:
-    """Whether no number is NaN or infinite, by the least and the largest: on pictures 20 times as fast as `isfinite`."""
-    return not tensor.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))
+    """Whether no number is NaN or infinite, by the least and the largest: 20 times as fast on pictures."""
+    if tensor.layout == torch.sparse_coo:
+        tensor = tensor.coalesce()
+    held = tensor.values() if tensor.is_nested or tensor.layout != torch.strided else tensor
+    held = held.float() if held.element_size() == 1 else held  # numbers of 8 bits are not ordered
+    return not held.numel() or all(bool(torch.isfinite(end)) for end in torch.aminmax(held))

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+_WAITING = ("broadcast_buffers", "require_backward_grad_sync", "require_forward_param_sync")
+"""What lets a `DistributedDataParallel` wait for other processes, which need not be measuring, or not as often."""
+
 
 @contextlib.contextmanager
 def untouched(model: nn.Module, seed: int) -> Generator[list[RemovableHandle]]:
@@ -18,6 +21,7 @@ def untouched(model: nn.Module, seed: int) -> Generator[list[RemovableHandle]]:
 
     Restored: the mode of every submodule, hooks (those appended to the list this yields are removed), buffers,
     gradients, `requires_grad`, random states of Python, NumPy and torch on every device, and the attention fast path.
+    Parts that are wrapped for data parallelism wait for no other process inside.
 
     Args:
         model: the model.
@@ -30,6 +34,8 @@ def untouched(model: nn.Module, seed: int) -> Generator[list[RemovableHandle]]:
     buffers = [(module, name, buffer, buffer.detach().clone())
                for module in model.modules() for name, buffer in module.named_buffers(recurse=False)]  # fmt: skip
     wanted = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    waiting = [(module, name, getattr(module, name)) for module in model.modules()
+               if isinstance(module, nn.parallel.DistributedDataParallel) for name in _WAITING]  # fmt: skip
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state is what must be kept
     fast = torch.backends.mha.get_fastpath_enabled()
     handles: list[RemovableHandle] = []
@@ -41,8 +47,12 @@ def untouched(model: nn.Module, seed: int) -> Generator[list[RemovableHandle]]:
             np.random.seed(seed % 2**32)  # noqa: NPY002
             torch.backends.mha.set_fastpath_enabled(False)  # it would run past the hooks of its parts
             model.eval()
+            for module, name, _ in waiting:
+                setattr(module, name, False)
             yield handles
         finally:
+            for module, name, before in waiting:
+                setattr(module, name, before)
             for handle in handles:
                 handle.remove()
             for module, mode in modes:

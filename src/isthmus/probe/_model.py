@@ -122,6 +122,10 @@ def measure(
         helps = shards is not None and shards.rank > 0
         notes = [*notes, *shard_notes(shards, data)]
         check_alignment_samples(alignment_samples)
+        if shards is not None:
+            shards.agree(layers=layers, path=path, targets=targets, loss=loss, forward=forward, max_samples=max_samples,
+                         metrics=options.metrics, baseline=baseline, max_memory=max_memory,
+                         jacobian_samples=jacobian_samples, alignment_samples=alignment_samples, seed=seed)  # fmt: skip
         if isinstance(data, PretrainedSamples):
             notes = [*notes, *data.notes]
         along = path_of(placed, path)

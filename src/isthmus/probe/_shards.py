@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import pickle
+import re
 import socket
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
+from numbers import Number
 from typing import Any, TypeVar, cast
 
 import torch
@@ -17,10 +20,11 @@ from torch.utils.data import DataLoader, DistributedSampler
 from isthmus._errors import InputError, IsthmusError
 from isthmus.geometry import CrossAccumulator, PathAccumulator, StreamAccumulator
 from isthmus.probe._batches import Batch
+from isthmus.probe._loading_files import reason_of
 from isthmus.probe._pass import NOT_REACHED, PassResult
 from isthmus.probe._plan import SHARE_OF_MEMORY, PassPlan, available_memory
 from isthmus.probe._stacks import WatchedStack
-from isthmus.probe._survey import SURVEY_SAMPLES, Survey
+from isthmus.probe._survey import SURVEY_SAMPLES, Survey, module_name
 from isthmus.probe._tensors import mapped, tensors_in
 
 _LONGEST = datetime.timedelta(days=1)
@@ -29,6 +33,8 @@ _LONGEST = datetime.timedelta(days=1)
 Value = TypeVar("Value")
 Mergeable = StreamAccumulator | CrossAccumulator | PathAccumulator
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 2**20
+_ODD = 0x9E3779B97F4A7C15 - 2**64
 
 
 class _ElsewhereError(IsthmusError):
@@ -47,11 +53,11 @@ def meeting() -> Generator[Shards]:
                          "start them with torchrun and call torch.distributed.init_process_group first")  # fmt: skip
     here: Any = dist.new_group(backend="gloo")  # waits for all
     dist.destroy_process_group(here)
-    group: Any = dist.new_group(backend="gloo", timeout=_LONGEST)
+    shards = Shards(dist.new_group(backend="gloo", timeout=_LONGEST))
     try:
-        yield Shards(group)
+        yield shards
     finally:
-        dist.destroy_process_group(group)
+        shards.leave()
 
 
 class Shards:
@@ -64,9 +70,40 @@ class Shards:
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
+    def leave(self) -> None:
+        """Close the connections: whoever waits for this process hears of it at once, whoever holds its error here."""
+        group, self._group = self._group, None
+        if group is not None:
+            dist.destroy_process_group(group)
+
+    @contextmanager
+    def _or_leave(self) -> Generator[None]:
+        """Where the others do not meet, so that no error can be told to them."""
+        try:
+            yield
+        except BaseException:
+            self.leave()
+            raise
+
+    def _exchange(self, how: Callable[..., object], *what: Any) -> None:
+        """Send, receive or gather.
+
+        Raises:
+            IsthmusError: a process is gone.
+        """
+        try:
+            how(*what, group=self._group)
+        except RuntimeError as error:
+            lost = re.sub(r"^\[\S+\] ", "", reason_of(error)).split(". ")[0]
+        else:
+            return
+        raise _ElsewhereError(  # not `from` the other, which would hold the connections open
+            f"another process is gone: it was interrupted or killed, or cannot be reached any more ({lost})"
+        )
+
     def _gathered(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._group)
+        self._exchange(dist.all_gather_object, found, value)
         return found
 
     def meet(self, value: Any = None) -> list[Any]:
@@ -84,7 +121,7 @@ class Shards:
     def from_first(self, value: Any) -> Any:
         """What the first process brings, on all of them."""
         held = [value if self.rank == 0 else None]
-        dist.broadcast_object_list(held, src=0, group=self._group)
+        self._exchange(dist.broadcast_object_list, held, 0)
         return held[0]
 
     def everywhere(self, function: Callable[[], Value | None]) -> Value:
@@ -94,12 +131,27 @@ class Shards:
         except _ElsewhereError:
             raise
         except Exception as error:
-            self._gathered((" ".join(str(error).split()) or type(error).__name__, None))
+            if self._group is not None:
+                with suppress(_ElsewhereError):  # the error of this process is the one to know
+                    self._gathered((" ".join(str(error).split()) or type(error).__name__, None))
             raise
         self.meet()
         return cast("Value", self.from_first(made))
 
     # ── before the pass ──────────────────────────────────────────────────────────────────────────────────────
+
+    def agree(self, **options: Any) -> None:
+        """Compare options: with others the processes would not meet where they should.
+
+        Raises:
+            InputError: one of them is not the same on all.
+        """
+        first, *rest = self.meet({name: _plain(value) for name, value in options.items()})
+        for rank, other in enumerate(rest, start=1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise InputError(name, f"{other[name]!r} on process {rank} and {value!r} on process 0",
+                                     "the same options on all processes")  # fmt: skip
 
     def share(self, data: Any, max_samples: int | None) -> int | None:
         """Samples this process reads at most: none that a `DistributedSampler` repeats to fill up the last round.
@@ -108,7 +160,7 @@ class Shards:
             InputError: nothing is left for this process, or the sampler is that of another.
         """
         shares: list[int] = []
-        if max_samples is not None:
+        if isinstance(max_samples, int):  # `Batches` refuses what is none
             shares.append(max_samples // self.size + (self.rank < max_samples % self.size))
             if max_samples < self.size:
                 raise InputError("max_samples", max_samples, f"at least one sample for each of {self.size} processes")
@@ -122,7 +174,7 @@ class Shards:
             shares.append(len(range(self.rank, n, self.size)))
             if n < self.size:
                 raise InputError("data", f"{n} samples", f"at least one for each of {self.size} processes")
-        return min(shares, default=None)
+        return min(shares, default=max_samples)
 
     def memory(self, device: torch.device) -> int:
         """Bytes that the sums may take on every process, where it is not said: half of what is free, shared."""
@@ -136,28 +188,36 @@ class Shards:
         Buffers are those of the first process from here on (running means differ in a distributed training).
 
         Raises:
-            InputError: weights that differ between the processes, or the same data on all of them.
+            InputError: weights that differ between the processes, the same data on all of them, or a batch that cannot
+                be sent.
         """
+        kinds = {name: type(module).__qualname__ for name, module in model.named_modules()}
         buffers = {name: _summed(b) for name, b in model.named_buffers()}
         weights = {name: _summed(p) for name, p in model.named_parameters()}
         weights |= {name: known[:2] for name, known in buffers.items()}  # what they hold may differ
+        weights |= {module_name(name): kind for name, kind in kinds.items()}
         inputs = [_summed(t) for t in tensors_in((first.args, first.kwargs))]
         found = self.meet((weights, buffers, inputs))
         for rank, (other, _, seen) in enumerate(found[1:], start=1):
             unlike = sorted(name for name in {*other, *found[0][0]} if other.get(name) != found[0][0].get(name))
             if unlike:
                 raise InputError("model", f"{unlike[0]} of process {rank} unlike that of process 0",
-                                 "the same weights on all processes", "load or broadcast them")  # fmt: skip
+                                 "the same modules and weights on all processes",
+                                 "load or broadcast them")  # fmt: skip
             if seen == found[0][2]:
                 raise InputError("data", f"the same first batch on process {rank} as on process 0",
                                  "a part of the data on each process",
                                  "give the DataLoader a DistributedSampler")  # fmt: skip
         for name, buffer in model.named_buffers():
             if any(theirs.get(name) != found[0][1].get(name) for _, theirs, _ in found):
-                with torch.no_grad():
+                with self._or_leave(), torch.no_grad():
                     buffer.copy_(self.from_first(buffer.cpu()))
         device = next((t.device for t in tensors_in((first.args, first.kwargs))), torch.device("cpu"))
-        return _placed(self.from_first(_placed(first.first(SURVEY_SAMPLES), torch.device("cpu"))), device)
+        few = _placed(first.first(SURVEY_SAMPLES), torch.device("cpu"))
+        if self.rank == 0:
+            _check_sendable(few)
+        self.meet()
+        return _placed(self.from_first(few), device)
 
     # ── after the pass ───────────────────────────────────────────────────────────────────────────────────────
 
@@ -189,7 +249,8 @@ class Shards:
         held += [p.sum for p in products if not p.failed]
         held += [one.gradients for one in plan.sites if one.gradients is not None]
         held += [stack.moments for stack in stacks if not stack.why]
-        self._merge(held)
+        with self._or_leave():
+            self._merge(held)
         for product in products:
             if not product.failed and not product.sum.n:
                 product.failed = NOT_REACHED
@@ -219,15 +280,24 @@ class Shards:
             if self.rank % (2 * step):
                 parts = one.parts()
                 flat = [parts[name].reshape(-1).double().cpu() for name in layout] if parts else []
-                dist.send(torch.cat(flat) if flat else torch.zeros(sum(sizes), dtype=torch.float64), self.rank - step,
-                          group=self._group)  # fmt: skip
+                given = torch.cat(flat) if flat else torch.zeros(sum(sizes), dtype=torch.float64)
+                self._exchange(dist.send, given, self.rank - step)
                 return
             if self.rank + step < self.size:
                 given = torch.empty(sum(sizes), dtype=torch.float64)
-                dist.recv(given, self.rank + step, group=self._group)
+                self._exchange(dist.recv, given, self.rank + step)
                 cut = given.split(sizes)
                 one.merge({name: t.view(shape) for (name, shape), t in zip(layout.items(), cut, strict=True)})
             step *= 2
+
+
+def _plain(value: Any) -> Any:
+    """An option as it is compared: numbers and names, and of everything else its type."""
+    if value is None or isinstance(value, (str, Number)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return sorted(map(str, cast("Collection[Any]", value)))
+    return type(value).__name__
 
 
 def sampler_of(data: Any) -> DistributedSampler[Any] | None:
@@ -250,11 +320,29 @@ def shard_notes(shards: Shards | None, data: Any) -> list[str]:
 
 
 def _summed(t: Tensor) -> tuple[Any, ...]:
-    """Shape, dtype and the sum of a tensor's bits as whole numbers: equal for equal tensors, whatever the machine."""
-    t = t.detach()
+    """Shape, dtype and a sum of a tensor's bits, each times a number of its place: equal for equal tensors only."""
+    t = t.detach().resolve_conj()
     bits = (torch.view_as_real(t) if t.is_complex() else t).contiguous().reshape(-1)
     whole = bits.view(_WHOLE[bits.element_size()])
-    return tuple(t.shape), str(t.dtype), int(whole.sum(dtype=torch.int64))
+    total = torch.zeros((), dtype=torch.int64, device=t.device)
+    for number, chunk in enumerate(whole.split(_CHUNK)):
+        place = torch.arange(number * _CHUNK, number * _CHUNK + len(chunk), device=t.device)
+        total += (chunk * _scattered(place)).sum()
+    return tuple(t.shape), str(t.dtype), int(total)
+
+
+def _scattered(place: Tensor) -> Tensor:
+    """An odd number for every place, without a pattern that data could share (whole numbers wrap around)."""
+    mixed = place * _ODD
+    return (mixed ^ (mixed >> 29)) * _ODD | 1
+
+
+def _check_sendable(batch: Batch) -> None:
+    try:
+        pickle.dumps(batch)
+    except Exception as error:
+        raise InputError("data", f"a batch with something that cannot be sent to another process ({reason_of(error)})",
+                         "batches of tensors, numbers and text", "leave it out of the batches") from error  # fmt: skip
 
 
 def _placed(batch: Batch, device: torch.device) -> Batch:
