@@ -122,12 +122,28 @@ def test_shell_blocks_name_only_commands_and_options_that_exist() -> None:
     assert wrong == []
 
 
-def test_documented_commands_are_those_of_the_application() -> None:
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_documented_commands_are_those_of_the_application(page: str) -> None:
     from isthmus.cli._app import app
 
-    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"^\| `isthmus ([\w-]+)` \|", page, re.M))
+    documented = set(re.findall(r"^\| `isthmus ([\w-]+)` \|", (ROOT / page).read_text(encoding="utf-8"), re.M))
     assert documented == {name for name in app if not name.startswith("-")}
+
+
+def test_the_page_of_every_command_is_explained() -> None:
+    from isthmus.cli._app import app
+
+    table = (ROOT / "docs" / "guide" / "reading-the-page.md").read_text(encoding="utf-8")
+    first = " ".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| "))
+    without = {"predict", "report"}  # the one writes a table, the other the pages of the rest
+    assert {name for name in app if not name.startswith("-")} - without - set(re.findall(r"\w+", first)) == set()
+
+
+def test_every_guide_and_tutorial_is_reached_from_the_front_page() -> None:
+    front = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    pages = {f"{p.parent.name}/{p.name}" for p in PAGES if p.parent.name in {"guide", "tutorials"}}
+    assert len(pages) > 15
+    assert {page for page in pages if f"({page})" not in front} == set()
 
 
 def test_page_that_answers_questions_names_only_numbers_that_exist() -> None:
