@@ -135,6 +135,40 @@ def test_fine_tuning_trains_every_depth_and_repeats_itself(trained: LeakyResNet)
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
+def test_the_same_networks_are_judged_by_samples_that_did_not_choose(trained: LeakyResNet) -> None:
+    (x, y), (seen, targets), (x_judge, y_judge) = data(40, 1), data(80, 0), data(30, 5)
+    plain = compress(trained, x, y, tolerance=9.0, x_train=seen, x_judge=x_judge, y_judge=y_judge)
+    assert plain.judged == depth_curve(trained, x_judge, y_judge, methods=["refit"], x_train=seen)
+    assert plain.curve == depth_curve(trained, x, y, methods=["refit"], x_train=seen)
+    assert compress(trained, x, y, tolerance=9.0, x_train=seen).judged is None
+    few = FitConfig(epochs=3, learning_rate=1e-3, log_points=2)
+    tuned = compress(trained, x, y, tolerance=9.0, x_train=seen, y_train=targets, finetune=few, x_judge=x_judge,
+                     y_judge=y_judge)  # fmt: skip
+    assert tuned.judged is not None
+    assert tuned.judged.full == plain.judged.full
+    (point,) = [p for p in tuned.judged.points if p.depth == tuned.depth]
+    assert point.loss == loss_of(tuned.model, x_judge, y_judge)
+    with pytest.raises(InputError, match="both of them") as caught:
+        compress(trained, x, y, tolerance=9.0, x_judge=x_judge)
+    assert caught.value.argument == "x_judge"
+    with pytest.raises(InputError, match="as many rows as x_judge") as caught:
+        compress(trained, x, y, tolerance=9.0, x_judge=x_judge, y_judge=y_judge[1:])
+
+
+@pytest.mark.parametrize(("method", "least"), [("refit", 3), ("equidistant", 3), ("drop", 1)])
+def test_the_work_is_counted_in_layers_and_epochs(trained: LeakyResNet, method: str, least: int) -> None:
+    """At L̃ = 2 eight equal steps need three groups, and equal steps three layers."""
+    (x, y), (seen, targets), few = data(40, 1), data(80, 0), FitConfig(epochs=4, log_points=2, learning_rate=1e-3)
+    heard: list[tuple[int, int, int]] = []
+    compress(trained, x, y, tolerance=99.0, method=method, x_train=seen, y_train=targets, finetune=few,
+             progress=lambda done, work, depth: heard.append((done, work, depth)))  # fmt: skip
+    assert {work for _, work, _ in heard} == {4 * sum(range(least, 8))}
+    done = [done for done, _, _ in heard]
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, heard[0][1])
+    assert heard[:3] == [(0, heard[0][1], 7), (7, heard[0][1], 7), (14, heard[0][1], 7)]
+
+
 def test_classes_are_judged_by_their_accuracy() -> None:
     x, _ = data(60, 2)
     y = (x[:, 0] > 0).long()

@@ -16,6 +16,7 @@ from rich.markup import escape
 
 import isthmus
 from isthmus._errors import DataNote, DivergedError, InputError, IsthmusError
+from isthmus.cli._compress import compress
 from isthmus.cli._cost import cost
 from isthmus.cli._demo import demo
 from isthmus.cli._dynamics import dynamics
@@ -41,6 +42,7 @@ app.command(report)
 app.command(reproduce)
 app.command(propagate)
 app.command(cost)
+app.command(compress)
 app.command(dynamics)
 app.command(sweep)
 

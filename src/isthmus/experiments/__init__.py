@@ -2,6 +2,10 @@
 
 from isthmus.experiments._bottleneck_paper import plan_bottleneck as plan_bottleneck
 from isthmus.experiments._bottleneck_paper import reproduce_bottleneck as reproduce_bottleneck
+from isthmus.experiments._compression import CompressionConfig as CompressionConfig
+from isthmus.experiments._compression import run_compression as run_compression
+from isthmus.experiments._compression_plan import CompressionPlan as CompressionPlan
+from isthmus.experiments._compression_plan import plan_compression as plan_compression
 from isthmus.experiments._cost import cost_folder as cost_folder
 from isthmus.experiments._cost import cost_network as cost_network
 from isthmus.experiments._cost import run_cost as run_cost

@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from isthmus._records import METRICS, Claim
+from isthmus.report._compressedfigures import compressed_facts, compressed_subtitle
 from isthmus.report._dynamicsfigures import dynamics_facts, dynamics_subtitle
 from isthmus.report._figures import Table
 from isthmus.report._propagated import propagation_facts, propagation_subtitle
@@ -119,7 +120,7 @@ def _summaries(run: RunView, name: str) -> list[tuple[str, str]]:
 def _whole(run: RunView) -> bool:
     """Whether a run is of many networks, or of another run, with a page of its own kind."""
     many = run.cost is not None or run.reproduction is not None or run.sweep is not None
-    return many or run.dynamics is not None
+    return many or run.dynamics is not None or run.compression is not None
 
 
 def shown_numbers(runs: Sequence[RunView]) -> tuple[list[ShownNumber], list[str]]:
@@ -156,6 +157,8 @@ def facts(run: RunView) -> list[tuple[str, str]]:
         return _sweep_facts(run.sweep)
     if run.dynamics is not None:
         return dynamics_facts(run.dynamics)
+    if run.compression is not None:
+        return compressed_facts(run.compression)
     if run.predicted:
         return propagation_facts(run)
     if run.layers is not None:
@@ -240,6 +243,8 @@ def subtitle(run: RunView) -> str:
         return f"One Leaky ResNet for each of {_count(len(run.sweep.runs))} configurations"
     if run.dynamics is not None:
         return dynamics_subtitle()
+    if run.compression is not None:
+        return compressed_subtitle()
     if run.predicted:
         return propagation_subtitle(run)
     if run.layers is not None:

@@ -12,6 +12,7 @@ import polars as pl
 
 from isthmus._errors import InputError, RunFolderError
 from isthmus._records import COLUMNS, METRICS, Claim, RunFolder
+from isthmus.report._compressed import read_compression
 from isthmus.report._cost import read_cost
 from isthmus.report._dynamics import read_dynamics
 from isthmus.report._layers import ALIGNED, CHAINED, NAME_LIMIT, WHOLE_MODEL, middle, read_layers
@@ -139,6 +140,7 @@ class RunView:
         self.predicted = "propagation" in self.run and self.reproduction is None
         self.cost = read_cost(self.run) if self.reproduction is None else None
         self.dynamics = read_dynamics(self.run) if self.reproduction is None and self.cost is None else None
+        self.compression = read_compression(self.run) if self.reproduction is None and self.cost is None else None
         self.claims = [_sound(claim) for claim in self._load("verdict.json", folder.verdict, [])]
         # A reproduction has no arrays, its data are in CSV files; nor has a sweep.
         self.arrays: dict[str, np.ndarray] = (
@@ -301,6 +303,7 @@ _ALONE = {
     "cost": "a representation cost has a page of its own: give it alone",
     "sweep": "a sweep has a page of its own: give it alone, or folders of its runs",
     "dynamics": "a run's dynamics have a page of their own: give it alone",
+    "compression": "a compression has a page of its own: give it alone",
 }
 """What of a view stands on a page alone, and what to try."""
 
@@ -310,7 +313,7 @@ def load_runs(folders: Sequence[RunFolder]) -> list[RunView]:
 
     Raises:
         InputError: a prediction beside runs of other kinds; a reproduction of a paper, a representation cost, a
-            sweep, or a run's dynamics among several folders.
+            sweep, a run's dynamics, or a compression among several folders.
     """
     views = [RunView(folder) for folder in folders]
     predictions = [view.title for view in views if view.predicted]

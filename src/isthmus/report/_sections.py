@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from isthmus.report._compressedfigures import compressed_sections
 from isthmus.report._costfigures import cost_sections
 from isthmus.report._dynamicsfigures import dynamics_sections
 from isthmus.report._figures import Budget, Figure, Recipe, Section, curve_figure
@@ -257,6 +258,8 @@ def build_sections(runs: Sequence[RunView], budget: Budget) -> list[Section]:
         return swept_sections(runs[0], runs[0].sweep, budget)
     if len(runs) == 1 and runs[0].dynamics is not None:
         return dynamics_sections(runs[0], runs[0].dynamics, budget)
+    if len(runs) == 1 and runs[0].compression is not None:
+        return compressed_sections(runs[0], runs[0].compression, budget)
     if all(run.predicted for run in runs):
         return propagation_sections(runs, budget)
     during = [

@@ -16,7 +16,7 @@ from isthmus.models import LeakyResNet, real_number, whole_number
 from isthmus.train._config import FitConfig
 from isthmus.train._loop import fit
 from isthmus.train._objective import check_samples, data_term, score
-from isthmus.train._resample import RESAMPLE_METHODS, resample
+from isthmus.train._resample import RESAMPLE_METHODS, least_depth, resample
 
 if TYPE_CHECKING:
     import polars as pl
@@ -104,6 +104,7 @@ class Compressed:
         loss: its loss on the samples.
         bound: the largest loss that was allowed.
         curve: loss at every depth, after fine-tuning where there was some.
+        judged: the same networks on samples that took no part in the choice (`x_judge`); None without such.
     """
 
     model: LeakyResNet
@@ -111,6 +112,7 @@ class Compressed:
     loss: float
     bound: float
     curve: DepthCurve
+    judged: DepthCurve | None = None
 
 
 def depth_curve(
@@ -147,13 +149,13 @@ def depth_curve(
         (6, 6)
     """
     x, y = _checked(model, x, y, loss)
-    full, _, name = _full(model, x, y, loss)
+    full, _ = _full(model, x, y, loss)
     wanted = range(1, model.depth + 1) if depths is None else [whole_number("depths", depth) for depth in depths]
     order = sorted({*wanted, model.depth}, reverse=True)
     inputs = x if x_train is None else x_train
-    points = [_judged(_maker(model, depth, inputs, method), method, depth, x, y, loss)[0]
+    points = [_point(_made(model, depth, inputs, method), method, depth, x, y, loss)
               for depth in order for method in dict.fromkeys(methods)]  # fmt: skip
-    return DepthCurve(tuple(points), full, loss, name)
+    return _curve(points, full, loss)
 
 
 def compress(
@@ -168,6 +170,9 @@ def compress(
     x_train: Float[Tensor, "m features"] | None = None,
     y_train: Shaped[Tensor, "train_rows ..."] | None = None,
     finetune: FitConfig | None = None,
+    x_judge: Float[Tensor, "j features"] | None = None,
+    y_judge: Shaped[Tensor, "judge_rows ..."] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> Compressed:
     """The network of the fewest layers whose loss is within a tolerance (arXiv 2405.17573, docs/theory 1.2 and 1.3).
 
@@ -188,10 +193,13 @@ def compress(
         y_train: their targets, for fine-tuning.
         finetune: a short training (`fit`) of every smaller network on `x_train` and `y_train`, before it is judged.
             Deterministic by its seed. Start from a small `learning_rate`: 3e-3, say.
+        x_judge: samples that take no part in the choice; the same networks are judged by them, too.
+        y_judge: their targets.
+        progress: called with the work done, all of it (in layers times epochs), and the depth at hand.
 
     Raises:
         InputError: no smaller depth within the tolerance; a tolerance below 0; data that do not fit; fine-tuning
-            without training data, or for another loss.
+            without training data, or for another loss; `x_judge` without `y_judge`.
 
     Example:
         >>> net = LeakyResNet(8, 2, width=16, depth=6, effective_depth=2.0)
@@ -207,71 +215,96 @@ def compress(
         raise InputError("finetune", "no training data", "x_train and y_train with it")
     if finetune is not None and finetune.loss != loss:
         raise InputError("finetune", f"loss={finetune.loss!r}", f"the loss that is judged by, {loss!r}")
-    full, cost, name = _full(model, x, y, loss)
+    if (x_judge is None) != (y_judge is None):
+        raise InputError("x_judge", "one of x_judge and y_judge", "both of them, or neither")
+    others = None if x_judge is None or y_judge is None else _checked(model, x_judge, y_judge, loss, "judge")
+    full, cost = _full(model, x, y, loss)
     bound = (1 + allowed) * cost if relative else cost + allowed
     inputs = x if x_train is None else x_train
     points, chosen = [dataclasses.replace(full, method=method)], None
+    wholly = None if others is None else _full(model, *others, loss, "x_judge")[0]
+    judged = [] if wholly is None else [dataclasses.replace(wholly, method=method)]
+    epochs = 1 if finetune is None else finetune.total_epochs
+    work = epochs * sum(range(least_depth(model, method), model.depth))
     for depth in range(model.depth - 1, 0, -1):
-        make = _maker(model, depth, inputs, method)
-        if finetune is not None and x_train is not None and y_train is not None:
-            make = _tuned(make, x_train, y_train, finetune)
-        point, network = _judged(make, method, depth, x, y, loss)
+        done = work - epochs * sum(range(least_depth(model, method), depth + 1))
+        if progress is not None:
+            progress(min(done, work), work, depth)
+        network = _made(model, depth, inputs, method)
+        if not isinstance(network, str) and finetune is not None and x_train is not None and y_train is not None:
+            network = _tuned(network, x_train, y_train, finetune, _epochs_of(progress, done, work, depth))
+        point = _point(network, method, depth, x, y, loss)
         points.append(point)
-        if point.loss is not None and network is not None and point.loss <= bound:
+        if others is not None:
+            judged.append(_point(network, method, depth, *others, loss))
+        if point.loss is not None and not isinstance(network, str) and point.loss <= bound:
             chosen = network, point.loss
-    curve = DepthCurve(tuple(points), full, loss, name)
+    curve = _curve(points, full, loss)
     if chosen is None:
         best = min(points[1:], key=lambda p: math.inf if p.loss is None else p.loss)
         reached = f"; the best is {best.loss:.4g} with {best.depth} layers" if best.loss is not None else ""
         said = f"one that a depth below {model.depth} meets: the loss may be {bound:.4g} at most{reached}"
         hint = "try a larger tolerance" + (", or fine-tuning (finetune)" if finetune is None else ", or more epochs")
         raise InputError("tolerance", tolerance, said, hint)
-    return Compressed(chosen[0], chosen[0].depth, chosen[1], bound, curve)
+    return Compressed(chosen[0], chosen[0].depth, chosen[1], bound, curve,
+                      None if wholly is None else _curve(judged, wholly, loss))  # fmt: skip
 
 
-def _checked(model: LeakyResNet, x: Tensor, y: Tensor, loss: str) -> tuple[Tensor, Tensor]:
+def _checked(model: LeakyResNet, x: Tensor, y: Tensor, loss: str, of: str = "") -> tuple[Tensor, Tensor]:
+    name = f"y_{of}" if of else "y"
     if x.shape[0] != y.shape[0]:
-        raise InputError("y", y.shape[0], f"as many rows as x ({x.shape[0]})")
+        raise InputError(name, y.shape[0], f"as many rows as {name.replace('y', 'x', 1)} ({x.shape[0]})")
     check_samples(x, y, loss, model.in_features, model.out_features)
     return x.to(model.weight), y.to(model.weight) if y.is_floating_point() else y.to(model.weight.device)
 
 
-def _maker(model: LeakyResNet, depth: int, inputs: Tensor, method: str) -> Callable[[], LeakyResNet]:
-    return lambda: resample(model, depth, inputs, method=method)
+def _curve(points: Sequence[DepthPoint], full: DepthPoint, loss: str) -> DepthCurve:
+    return DepthCurve(tuple(points), full, loss, "accuracy" if loss == "cross_entropy" else "r_squared")
 
 
-def _tuned(make: Callable[[], LeakyResNet], x: Tensor, y: Tensor, config: FitConfig) -> Callable[[], LeakyResNet]:
-    def tuned() -> LeakyResNet:
-        made = make()
-        fit(made, x, y, config)
-        return made
-
-    return tuned
-
-
-def _judged(
-    make: Callable[[], LeakyResNet], method: str, depth: int, x: Tensor, y: Tensor, loss: str
-) -> tuple[DepthPoint, LeakyResNet | None]:
-    """The network's loss and score; where it cannot be made, why."""
+def _made(model: LeakyResNet, depth: int, inputs: Tensor, method: str) -> LeakyResNet | str:
+    """The network, or why there is none."""
     try:
-        network = make()
+        return resample(model, depth, inputs, method=method)
     except InputError as error:
         if error.argument != "depth":
             raise
-        return DepthPoint(method, depth, None, None, f"expected {error.expected}"), None
+        return f"needs {error.expected}"
+
+
+def _epochs_of(
+    progress: Callable[[int, int, int], None] | None, done: int, work: int, depth: int
+) -> Callable[[int, int, Any], None] | None:
+    if progress is None:
+        return None
+    return lambda epoch, _epochs, _log: progress(done + depth * epoch, work, depth)
+
+
+def _tuned(
+    network: LeakyResNet, x: Tensor, y: Tensor, config: FitConfig, progress: Callable[[int, int, Any], None] | None
+) -> LeakyResNet | str:
+    try:
+        fit(network, x, y, config, progress=progress)
     except DivergedError as error:
-        return DepthPoint(method, depth, None, None, str(error)), None
+        return str(error)
+    return network
+
+
+def _point(network: LeakyResNet | str, method: str, depth: int, x: Tensor, y: Tensor, loss: str) -> DepthPoint:
+    """The network's loss and score; where there is none, why."""
+    if isinstance(network, str):
+        return DepthPoint(method, depth, None, None, network)
     with torch.no_grad():
         outputs = network(x)
         value = float(data_term(loss, outputs, y))
-        if not math.isfinite(value):
-            return DepthPoint(method, depth, None, None, "outputs that are not finite"), None
-        return DepthPoint(method, depth, value, score(loss, outputs, y)[1]), network
+    if not math.isfinite(value):
+        return DepthPoint(method, depth, None, None, "outputs that are not finite")
+    return DepthPoint(method, depth, value, score(loss, outputs, y)[1])
 
 
-def _full(model: LeakyResNet, x: Tensor, y: Tensor, loss: str) -> tuple[DepthPoint, float, str]:
-    """The model itself, its loss, and the name of the score."""
-    point, _ = _judged(lambda: model, "full", model.depth, x, y, loss)
+def _full(model: LeakyResNet, x: Tensor, y: Tensor, loss: str, name: str = "x") -> tuple[DepthPoint, float]:
+    """The model itself, and its loss."""
+    point = _point(model, "full", model.depth, x, y, loss)
     if point.loss is None:
-        raise InputError("model", point.note, "finite outputs on x", "the training may have diverged")
-    return point, point.loss, "accuracy" if loss == "cross_entropy" else "r_squared"
+        raise InputError("model", point.note, f"finite outputs on {name}", "the training may have diverged")
+    return point, point.loss

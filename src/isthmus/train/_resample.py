@@ -169,7 +169,16 @@ def _longest_step(model: LeakyResNet) -> float:
     return room * _bound(model) / model.effective_depth if model.effective_depth > 0 else math.inf
 
 
+def _said(model: LeakyResNet) -> str:
+    """The bound of a step, in words."""
+    within = "at most" if isinstance(model.steps, Adaptive) else "below"
+    return f"ρL̃ {within} {_bound(model):g}, at L̃ = {model.effective_depth:g}"
+
+
 def _on_steps(model: LeakyResNet, depth: int, steps: Tensor | Sequence[float] | None) -> LeakyResNet:
+    if steps is None and depth != model.depth and depth < (least := least_depth(model, "equidistant")):
+        raise InputError("depth", depth, f"at least {least}: equal steps of fewer cannot keep {_said(model)}",
+                         f"try depth={least}")  # fmt: skip
     made = _like(model, depth, model.effective_depth, unchanged=False)
     if steps is None:
         rho = Equidistant().initial(depth, model.effective_depth)
@@ -183,9 +192,7 @@ def _on_steps(model: LeakyResNet, depth: int, steps: Tensor | Sequence[float] | 
         return _copied(model)
     longest = float(rho.max())
     if longest > _longest_step(model):
-        raise InputError("steps" if steps is not None else "depth", longest if steps is not None else depth,
-                         f"steps with ρL̃ below {_bound(model):g}, at L̃ = {model.effective_depth:g}",
-                         "use more layers")  # fmt: skip
+        raise InputError("steps", longest, f"steps with {_said(model)}", "use more layers")
     old, new = _nodes(model.layer_steps), _nodes(rho)
     low = torch.maximum(new[:-1, None], old[None, :-1])
     high = torch.minimum(new[1:, None], old[None, 1:])
@@ -246,9 +253,8 @@ def _merged(model: LeakyResNet, depth: int, path: Tensor, *, refit: bool) -> Lea
         return _copied(model)
     least = least_depth(model, "merge")
     if depth < least:
-        raise InputError("depth", depth, f"at least {least}: layers are joined, never cut, and fewer cannot keep ρL̃ "
-                         f"below {_bound(model):g}, at L̃ = {model.effective_depth:g}",
-                         f"try depth={least}")  # fmt: skip
+        raise InputError("depth", depth, f"at least {least}: layers are joined, never cut, and fewer cannot keep "
+                         f"{_said(model)}", f"try depth={least}")  # fmt: skip
     segments = _segments(model, depth, _moves(path))
     old = model.layer_steps.detach().to("cpu", torch.float64)
     shares = torch.zeros(depth, model.depth, dtype=torch.float64, device="cpu")
