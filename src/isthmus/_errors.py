@@ -27,6 +27,11 @@ class InputError(IsthmusError, ValueError):
         tail = f"; {hint}" if hint else ""
         super().__init__(f"{argument}: got {shown}, expected {expected}{tail}")
 
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str, str, str]]:
+        """For a pickle (another process): the same sentence; the value as it is shown."""
+        value = self.value if isinstance(self.value, str) else repr(self.value)
+        return type(self), (self.argument, value, self.expected, self.hint)
+
 
 class RunFolderError(InputError):
     """A run folder that is missing, incomplete, foreign, or already there."""

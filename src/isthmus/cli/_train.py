@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from isthmus._records import RunFolder
     from isthmus.experiments import LeakyConfig
 
-ALONE_WITH_RESUME = frozenset({"resume", "quiet", "given"})
+ALONE_WITH_RESUME = frozenset({"resume", "processes", "quiet", "given"})
 
 
 def train_on(
@@ -30,6 +30,7 @@ def train_on(
     command: str,
     progress: Callable[[int, int, Any], None] | None,
     tensorboard: bool = False,
+    processes: int = 1,
 ) -> RunFolder:
     """Make the data, train and measure; warnings about the data are shown and kept with the run."""
     from isthmus.experiments import run_leaky
@@ -37,7 +38,7 @@ def train_on(
     task, notes = task_and_notes(source)
     title = f"Leaky ResNet on {task.name}"
     return run_leaky(task, config, out, command=command, title=title, data=source, notes=notes, progress=progress,
-                     tensorboard=tensorboard)  # fmt: skip
+                     tensorboard=tensorboard, processes=processes)  # fmt: skip
 
 
 def _print_plan(source: dict[str, Any], config: LeakyConfig) -> None:
@@ -94,6 +95,7 @@ def train(
     seed: Annotated[int, Parameter(help="Seed of data, weights and batches.")] = 0,
     config: Annotated[Path | None, Parameter(help="TOML file of options; the command line wins over it.")] = None,
     resume: Annotated[Path | None, Parameter(help="Continue an interrupted run folder as it was set.")] = None,
+    processes: Annotated[int, Parameter(help="Processes that train together on this machine.")] = 1,
     tensorboard: Annotated[bool, Parameter(help="Training curves for TensorBoard, too.", negative="")] = False,
     dry_run: Annotated[bool, Parameter(help="Say sizes, memory and time; train nothing.", negative="")] = False,
     quiet: Annotated[bool, Parameter(help="No progress bar.", negative="")] = False,
@@ -111,11 +113,11 @@ def train(
             raise InputError(
                 others[0],
                 str(locals()[others[0]]),
-                "no other option beside resume",
+                "no other option beside resume (processes apart)",
                 "a resumed run keeps its own settings; start a new run to change them",
             )
         with training_progress(quiet) as progress:
-            run = resume_leaky(resume, progress=progress)
+            run = resume_leaky(resume, progress=progress, processes=processes)
         print_run(run)
         return
     values = locals()
@@ -130,5 +132,5 @@ def train(
         return
     with training_progress(quiet) as progress:
         run = train_on(source, settings, out or fresh_folder("train"), command="train", progress=progress,
-                       tensorboard=tensorboard)  # fmt: skip
+                       tensorboard=tensorboard, processes=processes)  # fmt: skip
     print_run(run)

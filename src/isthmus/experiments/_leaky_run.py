@@ -41,6 +41,7 @@ from isthmus.train import (
     LOSS_REDUCTION,
     FitConfig,
     FitResult,
+    check_processes,
     data_term,
     fit,
     require_tensorboard,
@@ -188,6 +189,7 @@ def run_leaky(
     progress: Callable[[int, int, Any], None] | None = None,
     tensorboard: bool = False,
     page: bool = True,
+    processes: int = 1,
 ) -> RunFolder:
     """Train, measure, and write a run folder with its page.
 
@@ -204,6 +206,7 @@ def run_leaky(
         progress: called after every epoch.
         tensorboard: also write the training curves for TensorBoard, into the run folder.
         page: write the page, too; `isthmus report` makes it later where it is left out.
+        processes: that train together, started on this machine (`isthmus.train.fit`).
 
     Raises:
         InputError: any setting that cannot be used.
@@ -212,7 +215,7 @@ def run_leaky(
     """
     if tensorboard:
         require_tensorboard()
-    job = prepare_leaky(task, config)
+    job = prepare_leaky(task, config, processes)
     check_new_folder(out)
     run = RunFolder.create(
         out,
@@ -238,21 +241,24 @@ def run_leaky(
             "loss_reduction": LOSS_REDUCTION[job.fit.loss],
             "warnings": list(notes),
             "tensorboard": tensorboard,
+            "processes": processes,
         },
     )  # fmt: skip
-    _work(run, task, config, job, progress, page=page)
+    _work(run, task, config, job, progress, page=page, processes=processes)
     return run
 
 
 def resume_leaky(
-    folder: str | Path, *, progress: Callable[[int, int, Any], None] | None = None, page: bool = True
-) -> RunFolder:
+    folder: str | Path, *, progress: Callable[[int, int, Any], None] | None = None, page: bool = True,
+    processes: int = 1,
+) -> RunFolder:  # fmt: skip
     """Continue an interrupted run with its own data and settings; it ends as an unbroken one.
 
     Args:
         folder: a run folder of `isthmus train` or `demo` that did not complete.
         progress: called after every epoch.
         page: write the page, too.
+        processes: that train together; need not be as many as before.
 
     Raises:
         RunFolderError: no such run, one of another kind, or one that is complete already.
@@ -275,9 +281,9 @@ def resume_leaky(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # said when the run was started, and kept in its record
         task = task_from_source(source)
-    job = prepare_leaky(task, config)
-    run.write_run(status="running", finished=None)
-    _work(run, task, config, job, progress, page=page)
+    job = prepare_leaky(task, config, processes)
+    run.write_run(status="running", finished=None, processes=processes)
+    _work(run, task, config, job, progress, page=page, processes=processes)
     return run
 
 
@@ -291,24 +297,26 @@ class LeakyJob:
     metrics: frozenset[str] | None
 
 
-def prepare_leaky(task: Task, config: LeakyConfig) -> LeakyJob:
+def prepare_leaky(task: Task, config: LeakyConfig, processes: int = 1) -> LeakyJob:
     """Check every setting and make the network; writes nothing."""
     check_seed(config.seed)
     if config.dtype not in _DTYPES:
         raise InputError("dtype", config.dtype, "'float32' or 'float64'")
     fit_config = _fit_config(config, task.kind)
-    training_rows(len(task.x_train), fit_config)  # refuses a validation split that leaves too little
-    return LeakyJob(
+    kept, _ = training_rows(len(task.x_train), fit_config)  # refuses a validation split that leaves too little
+    job = LeakyJob(
         fit=fit_config,
         gamma0s=(check_gamma0(config.gamma0), *(g for g in GAMMA0S if g != config.gamma0)),
         metrics=check_metrics(config.metrics or None, ridge=config.ridge, effective_depth=config.effective_depth),
         model=_model(config, task),
     )
+    check_processes(processes, len(kept), job.model.weight.device)
+    return job
 
 
 def _work(
     run: RunFolder, task: Task, config: LeakyConfig, job: LeakyJob, progress: Callable[[int, int, Any], None] | None,
-    *, page: bool,
+    *, page: bool, processes: int,
 ) -> None:  # fmt: skip
     """Train (from the checkpoint, where there is one), measure, write, and record how it ended."""
     begun = time.monotonic()
@@ -318,7 +326,7 @@ def _work(
         with curves or contextlib.nullcontext(progress) as watch:
             result = fit(
                 job.model, task.x_train, task.y_train, job.fit, x_test=task.x_test, y_test=task.y_test, progress=watch,
-                checkpoint=checkpoint,
+                checkpoint=checkpoint, processes=processes,
             )  # fmt: skip
         kept, _ = training_rows(len(task.x_train), job.fit)  # momenta belong to the samples trained on
         measured = measure_path(

@@ -13,14 +13,15 @@ from isthmus.train._descent import weighted_data_term as weighted_data_term
 from isthmus.train._finish import Finish as Finish
 from isthmus.train._finish import finish as finish
 from isthmus.train._finish import finish_iterations as finish_iterations
-from isthmus.train._loop import EpochLog as EpochLog
-from isthmus.train._loop import FitResult as FitResult
+from isthmus.train._log import EpochLog as EpochLog
+from isthmus.train._log import FitResult as FitResult
 from isthmus.train._loop import fit as fit
 from isthmus.train._loop import training_rows as training_rows
 from isthmus.train._objective import LOSS_REDUCTION as LOSS_REDUCTION
 from isthmus.train._objective import data_term as data_term
 from isthmus.train._objective import objective as objective
 from isthmus.train._objective import score as score
+from isthmus.train._processes import check_processes as check_processes
 from isthmus.train._resample import RESAMPLE_METHODS as RESAMPLE_METHODS
 from isthmus.train._resample import resample as resample
 from isthmus.train._ridge import RidgeConfig as RidgeConfig

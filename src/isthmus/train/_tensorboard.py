@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from isthmus.probe import require_tensorboard as require_tensorboard
-from isthmus.train._loop import EpochLog
+from isthmus.train._log import EpochLog
 
 
 @contextmanager
