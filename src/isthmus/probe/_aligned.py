@@ -15,10 +15,10 @@ from isthmus._records import Claim, MetricTable
 from isthmus.models import LeakyResNet
 from isthmus.probe._alignment import Alignment, align_within, plan_alignment
 from isthmus.probe._certified import STABILITY
-from isthmus.probe._loading_files import reason_of
+from isthmus.probe._extras import attempted
 from isthmus.probe._one import MeasureOptions
 from isthmus.probe._progress import Progress, duration
-from isthmus.probe._survey import ModelError, module_name
+from isthmus.probe._survey import module_name
 from isthmus.probe._tangent import tangent_eigenpairs
 
 ALIGNMENT = ("alignment", "alignment_traced", "tangent_trace", "tangent_top_eigenvalue")
@@ -27,7 +27,6 @@ ALIGNMENT = ("alignment", "alignment_traced", "tangent_trace", "tangent_top_eige
 LEAKY = "weight.*"
 """Layers of an unrolled Leaky ResNet."""
 
-_FAILURES = (InputError, ModelError, RuntimeError)
 _LEAST_SAMPLES = 3
 
 
@@ -84,19 +83,17 @@ def measured_alignment(
         return Aligned(samples, None, reason or "not asked for", None, reason or "not asked for")
     bar("alignment", 0, None)
     given = _given(options, samples, layers)
-    try:
-        found = align_within(bar, model, data, max_memory=options.max_memory,
-                             traced=None if "alignment_traced" in wanted else False, **given)  # fmt: skip
-    except _FAILURES as error:  # an extra must not cost the rest of the measurement
-        return Aligned(samples, None, reason_of(error), None, reason_of(error))
+    traced = None if "alignment_traced" in wanted else False
+    found, why = attempted(
+        lambda: align_within(bar, model, data, max_memory=options.max_memory, traced=traced, **given)
+    )
+    if found is None:
+        return Aligned(samples, None, why, None, why)
     if wanted.isdisjoint(("tangent_top_eigenvalue", *STABILITY)):
         return Aligned(samples, found, "", None, "not asked for")
-    try:
-        bar("alignment: largest eigenvalue", 0, None)
-        top = float(tangent_eigenpairs(model, data, 1, **given).values[0]) / found.n
-    except _FAILURES as error:
-        return Aligned(samples, found, "", None, reason_of(error))
-    return Aligned(samples, found, "", top)
+    bar("alignment: largest eigenvalue", 0, None)
+    top, why = attempted(lambda: float(tangent_eigenpairs(model, data, 1, **given).values[0]))
+    return Aligned(samples, found, "", None if top is None else top / found.n, why)
 
 
 def planned_alignment(model: nn.Module, data: Any, options: MeasureOptions, samples: int, *, along: bool) -> str:
@@ -106,12 +103,11 @@ def planned_alignment(model: nn.Module, data: Any, options: MeasureOptions, samp
     if reason:
         return f"none: {reason}"
     given = _given(options, samples, LEAKY if leaky else "*")
-    try:
-        n, how, memory, seconds = plan_alignment(
-            UnrolledLeaky(model) if leaky else model, data, max_memory=options.max_memory, **given
-        )
-    except _FAILURES as error:
-        return f"none: {reason_of(error)}"
+    subject = UnrolledLeaky(model) if leaky else model
+    planned, why = attempted(lambda: plan_alignment(subject, data, max_memory=options.max_memory, **given))
+    if planned is None:
+        return f"none: {why}"
+    n, how, memory, seconds = planned
     return f"{n} samples, {how}, about {duration(seconds)}, at most {memory / 2**20:.3g} MiB"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from isthmus._errors import InputError
 from isthmus.geometry import (
     BottleneckCertificate,
     WeightSpectra,
@@ -23,7 +23,7 @@ from isthmus.geometry import (
 )
 from isthmus.probe._batches import Batch
 from isthmus.probe._chains import Captured, Chain, capture_chains
-from isthmus.probe._loading_files import reason_of
+from isthmus.probe._extras import attempted
 from isthmus.probe._progress import Progress
 
 OF_LAYERS = ("bottleneck_gap", "singular_values_near_one", "singular_values_near_one_centred", "neuron_balance")
@@ -54,7 +54,6 @@ _AGAIN = 5e10
 
 _ENTRIES = 2**23
 _OUTPUTS = 512
-_FAILURES = (InputError, RuntimeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,14 +153,15 @@ def certify(
     found: list[Certified] = []
     for done, (one, most) in enumerate(zip(captured, allowed, strict=True)):
         bar("certificate", done, len(captured))
-        try:
-            if most:
-                known = [spectra.get(f"{name}.weight") for name in one.chain.names]
-                found.append(_certified(one, most, known, centred, kernel=kernel))
-            else:
-                refused.append(Chain(one.chain.names, _too_long(sum(map(bool, allowed)), len(captured))))
-        except _FAILURES as error:
-            refused.append(Chain(one.chain.names, reason_of(error)))
+        if not most:
+            refused.append(Chain(one.chain.names, _too_long(sum(map(bool, allowed)), len(captured))))
+            continue
+        known = [spectra.get(f"{name}.weight") for name in one.chain.names]
+        made, why = attempted(partial(_certified, one, most, known, centred, kernel=kernel))
+        if made is None:
+            refused.append(Chain(one.chain.names, why))
+        else:
+            found.append(made)
     refused += [chain for chain in chains if chain.why]
     return Certificates(tuple(found), tuple(refused), "" if found else _why_none(refused))
 

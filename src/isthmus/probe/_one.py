@@ -19,6 +19,7 @@ from isthmus.models import check_device
 from isthmus.probe._batches import Batch, Batches
 from isthmus.probe._certified import OF_KERNEL, STABILITY, Certificates, certify, wanted_of
 from isthmus.probe._chains import Chain, find_chains
+from isthmus.probe._extras import attempted
 from isthmus.probe._guard import untouched
 from isthmus.probe._losses import outputs_of
 from isthmus.probe._numbers import COST, Numbers, WeightMatrix, weight_matrices
@@ -170,6 +171,7 @@ class Prepared:
     survey: Survey
     plan: PassPlan
     chains: tuple[Chain, ...]
+    why_no_chains: str
 
 
 @contextmanager
@@ -193,9 +195,10 @@ def prepared(model: nn.Module, data: Any, options: MeasureOptions) -> Generator[
         plan = plan_pass(survey, sites, like, gradients=options.backward, max_memory=most,
                          device=device, costs=options.metrics is None or bool(options.metrics & set(COST)))  # fmt: skip
         wanted = options.jacobian_samples > 0 and wanted_of(options.metrics)
-        chains = find_chains(survey) if wanted and not isinstance(model, PathModel) else ()
+        linear = wanted and not isinstance(model, PathModel)
+        chains, why = attempted(lambda: find_chains(survey) if linear else ())
         survey.tensors.clear()
-        yield Prepared(handles, batches, rest, first, like, survey, plan, chains)
+        yield Prepared(handles, batches, rest, first, like, survey, plan, chains or (), why)
 
 
 class _Kept:
@@ -261,10 +264,11 @@ def measure_one(
         batches, survey, plan = ready.batches, ready.survey, ready.plan
         kept, result, stacks = _passed(model, ready, options, bar, f"{'baseline: ' if baseline else ''}batches")
         for one in stacks:
-            one.finish()
+            one.why = attempted(one.finish)[1] or one.why
         found, why = None, "not asked for"
         if jacobian and (options.metrics is None or options.metrics & set(JACOBIAN)):
-            found, why = _jacobian(model, kept, options)
+            made, failed = attempted(lambda: _jacobian(model, kept, options))
+            found, why = (None, failed) if made is None else made
         order: dict[str, int] = {}
         for call in survey.calls:
             order[call.name] = min(order.get(call.name, call.start), call.start)
@@ -287,10 +291,14 @@ def _certificates(
     wanted = wanted_of(options.metrics)
     if not wanted:
         return Certificates(why="not asked for")
+    if ready.why_no_chains:
+        return Certificates(why=ready.why_no_chains)
     spectra = {name: w.spectrum for w in weights for name in (w.name, *w.tied) if not w.why}
     kernel = not wanted.isdisjoint((*OF_KERNEL, *STABILITY))
-    return certify(model, kept.joined(), ready.chains, ready.handles, forward=options.forward, spectra=spectra,
-                   samples=options.jacobian_samples, kernel=kernel, bar=bar)  # fmt: skip
+    found, why = attempted(
+        lambda: certify(model, kept.joined(), ready.chains, ready.handles, forward=options.forward, spectra=spectra,
+                        samples=options.jacobian_samples, kernel=kernel, bar=bar))  # fmt: skip
+    return Certificates(why=why) if found is None else found
 
 
 def _jacobian(model: nn.Module, kept: _Kept, options: MeasureOptions) -> tuple[MapJacobian | None, str]:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from isthmus._records import Claim, MetricTable
-from isthmus.probe._aligned import _FAILURES, Aligned, _given, _why_not
-from isthmus.probe._loading_files import reason_of
+from isthmus.probe._aligned import Aligned, _given, _why_not
+from isthmus.probe._extras import attempted
 from isthmus.probe._one import MeasureOptions
 from isthmus.probe._progress import Progress, duration
 from isthmus.probe._propagated import SIGNALS, UNCALLED, Propagation, plan_propagation, propagation_within
@@ -38,12 +38,8 @@ def measured_signals(
     reason = _why_no_signals(data, options, samples, along=along)
     if reason:
         return Signals(None, reason)
-    try:
-        return Signals(
-            propagation_within(bar, model, data, max_memory=options.max_memory, **_given(options, samples, "*")), ""
-        )
-    except _FAILURES as error:  # an extra must not cost the rest of the measurement
-        return Signals(None, reason_of(error))
+    given = _given(options, samples, "*")
+    return Signals(*attempted(lambda: propagation_within(bar, model, data, max_memory=options.max_memory, **given)))
 
 
 def planned_signals(model: nn.Module, data: Any, options: MeasureOptions, samples: int, *, along: bool) -> str:
@@ -51,12 +47,11 @@ def planned_signals(model: nn.Module, data: Any, options: MeasureOptions, sample
     reason = _why_no_signals(data, options, samples, along=along)
     if reason:
         return f"none: {reason}"
-    try:
-        n, passes, memory, seconds = plan_propagation(
-            model, data, max_memory=options.max_memory, **_given(options, samples, "*")
-        )
-    except _FAILURES as error:
-        return f"none: {reason_of(error)}"
+    given = _given(options, samples, "*")
+    planned, why = attempted(lambda: plan_propagation(model, data, max_memory=options.max_memory, **given))
+    if planned is None:
+        return f"none: {why}"
+    n, passes, memory, seconds = planned
     return f"{n} samples, {passes} backward passes, about {duration(seconds)}, at most {memory / 2**20:.3g} MiB"
 
 

@@ -14,6 +14,7 @@ from isthmus._errors import InputError
 from isthmus._records import MetricTable
 from isthmus.geometry import DEFAULT_GAMMA0, Energies, PathAccumulator, path_geometry
 from isthmus.models import LeakyBlock, LeakyStack, leaky_path
+from isthmus.probe._extras import attempted
 from isthmus.probe._path_model import PathModel
 from isthmus.probe._survey import module_name
 from isthmus.probe._tensors import main_tensor
@@ -95,7 +96,9 @@ class WatchedStack:
 
         @torch.no_grad()
         def start(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x = main_tensor((args, kwargs))[0]
+            self.why = attempted(lambda: add(main_tensor((args, kwargs))[0]))[1] or self.why
+
+        def add(x: Tensor | None) -> None:
             assert x is not None
             rows = x.detach().reshape(-1, x.shape[-1]).double()
             path = leaky_path(rows, weight, bias, rho, self.stack.effective_depth, torch.relu, whole=True)
@@ -103,14 +106,13 @@ class WatchedStack:
             if bias is not None:
                 features = torch.cat([features, torch.ones_like(features[..., :1])], -1)
             self._end = path[-1]
-            try:
-                self.moments.update(path, features)
-            except InputError as error:
-                self.why = str(error)
+            self.moments.update(path, features)
 
         @torch.no_grad()
         def end(_module: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
             expected, self._end = self._end, None
+            if self.why:
+                return
             found = output.detach().reshape(-1, output.shape[-1]).double()
             same = max(_SAME, _UNITS * torch.finfo(output.dtype).eps)
             if (
