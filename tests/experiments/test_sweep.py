@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import os
 import shutil
 import signal
@@ -311,13 +312,18 @@ def test_a_run_that_is_executed_twice_at_once_counts_once(tmp_path: Path, monkey
     assert sweep_states(sweep, tmp_path) == {run.digest: "complete"}
 
 
-def test_a_full_disk_is_no_failure_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [
+    WriteError("no space"), OSError(errno.ENOSPC, "no space"), RunFolderError("out", "x", "a path that can be written"),
+])  # fmt: skip
+def test_a_full_disk_is_no_failure_of_the_run(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sweep, run = one()
     (tmp_path / "runs").mkdir()
     (tmp_path / "run.json").write_text("{}")
 
     def full(*_: Any, **__: Any) -> RunFolder:
-        raise WriteError("no space")
+        raise error
 
     monkeypatch.setattr(folders, "run_leaky", full)
     with pytest.raises(WriteError):
@@ -393,7 +399,7 @@ def test_a_plan_counts_what_is_to_do(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_of_something_else_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep, run = one()
     RunFolder.create(tmp_path / "run", command="train", configuration=dataclasses.asdict(run.config), seed=0,
                      device="cpu", dtype="float32")  # fmt: skip
@@ -401,6 +407,12 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunFolderError, match="a new folder, or that of a sweep"):
         run_sweep(sweep, tmp_path / "run")
     assert (tmp_path / "run" / "run.json").read_text() == before
+    folder = tmp_path / "sweep"
+    RunFolder.create(folder, command="sweep", configuration={}, seed=0, device="cpu", dtype="float32")
+    (folder / "runs").mkdir()
+    monkeypatch.setattr(_sweep.os, "access", lambda path, mode: path != folder / "runs")
+    with pytest.raises(RunFolderError, match="a folder that can be written"):
+        run_sweep(sweep, folder)
     with pytest.raises(InputError, match="jobs: got 0"):
         run_sweep(sweep, tmp_path / "new", jobs=0)
     assert not (tmp_path / "new").exists()

@@ -40,7 +40,7 @@ def check_sweep_folder(out: str | os.PathLike[str]) -> Path:
     if (folder / "run.json").is_file():
         if RunFolder.open(folder).run.get("command") != "sweep":
             raise RunFolderError("out", str(out), "a new folder, or that of a sweep", "choose another name")
-        if not os.access(folder, os.W_OK):
+        if not all(os.access(inside, os.W_OK) for inside in (folder, folder / RUNS) if inside.exists()):
             raise RunFolderError("out", str(out), "a folder that can be written", "choose a folder you own")
         return folder
     return check_new_folder(folder)

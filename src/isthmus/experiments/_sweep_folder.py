@@ -30,6 +30,7 @@ State = Literal["complete", "failed", "to do"]
 _PART = ".part-"
 _CLAIMED = re.compile(r"[A-Za-z0-9_].*_(?P<digest>[0-9a-f]{10})")
 _ERROR = 2000
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _CAUGHT = threading.Lock()  # a cluster's worker may have several threads, and Python one list of warning filters
 
 
@@ -121,14 +122,19 @@ def execute(run: SweepRun, folder: Path, *, page: bool = True) -> bool:
         said = f": {title_of(run.settings)}" if run.settings else ""
         run_leaky(task, run.config, part, command="train", title=f"Leaky ResNet on {task.name}{said}", data=run.source,
                   notes=notes, page=page)  # fmt: skip
-    except WriteError:
-        shutil.rmtree(part, ignore_errors=True)  # a full disk is not a property of the configuration
+    except Exception as error:  # whatever one run fails with, the others go on
+        if not _is_of_the_disk(error):
+            return record_failure(run, folder, f"{type(error).__name__}: {error}", part)
+        shutil.rmtree(part, ignore_errors=True)
         if is_settled(folder, run):  # another sweep of this folder was faster, and has removed the part
             return False
-        raise
-    except Exception as error:  # noqa: BLE001 - whatever one run fails with, the others go on
-        return record_failure(run, folder, f"{type(error).__name__}: {error}", part)
+        raise error if isinstance(error, WriteError) else WriteError(str(error)) from error
     return claim(part, folder / RUNS / run.name)
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether an error says that nothing can be written here, which is no property of the configuration."""
+    return isinstance(error, (WriteError, RunFolderError)) or (isinstance(error, OSError) and error.errno in _DISK)
 
 
 def record_failure(run: SweepRun, folder: Path, error: str, part: Path | None = None) -> bool:
