@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import multiprocessing
 import os
 import shutil
 import signal
@@ -21,12 +22,13 @@ import pytest
 
 from isthmus import InputError, IsthmusError
 from isthmus._errors import RunFolderError, WriteError
-from isthmus._records import RunFolder
+from isthmus._records import MetricTable, RunFolder
 from isthmus.experiments import (
     Sweep,
     SweepRun,
     _sources,
     _sweep,
+    _sweep_local,
     make_sweep,
     plan_sweep,
     read_sweep,
@@ -264,6 +266,45 @@ def test_a_sweep_beside_another_one_loses_nothing_when_that_ends(
     assert not folders.execute(run, tmp_path, page=False)
     assert sweep_states(sweep, tmp_path) == {run.digest: "complete"}
     assert parts(tmp_path) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_full_disk_stops_a_sweep_and_ends_its_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sweep = make_sweep(BASE, grid={"seed": [0, 1, 2]})
+    begun, full = tmp_path / "begun", sweep.runs[1]
+
+    def execute(run: SweepRun, folder: Path, *, page: bool) -> bool:
+        if run != full:
+            begun.write_text(str(os.getpid()))
+            signal.pause()
+        while not begun.exists():
+            time.sleep(0.01)
+        raise WriteError("no space")
+
+    monkeypatch.setattr(_sweep_local, "execute", execute)
+    monkeypatch.setattr(_sweep_local, "_context", lambda: multiprocessing.get_context("fork"))
+    with pytest.raises(WriteError, match="make room, and the same command goes on"):
+        run_sweep(sweep, tmp_path / "out", jobs=2, page=False)
+    assert "no space" in capfd.readouterr().err
+    assert RunFolder.open(tmp_path / "out").run["status"] == "failed"
+    assert set(sweep_states(sweep, tmp_path / "out").values()) == {"to do"}
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(begun.read_text()), 0)
+
+
+def test_the_best_of_each_number_is_named() -> None:
+    table, listed = MetricTable(), list[dict[str, Any]]()
+    for number, (loss, accuracy) in enumerate([(2.0, 0.5), (1.0, 0.75), (3.0, 0.9), (0.5, 0.2)], 1):
+        listed.append({"digest": str(number), "name": "x", "settings": {"depth": number}, "status": "complete"})
+        table.add("loss", loss, layer=str(number), split="test")
+        table.add("accuracy", accuracy, layer=str(number), split="test")
+        table.add("accuracy", 1 - accuracy, layer=str(number), split="train")
+    claims = {claim.name: claim for claim in _sweep._claims(table.frame(), listed, [])}
+    assert claims["best_loss"].text == "The lowest test loss, 0.5, is that of depth = 4."
+    assert claims["best_accuracy"].text == "The highest test accuracy, 0.9, is that of depth = 3."
+    assert (claims["best_loss"].rows, claims["best_accuracy"].rows) == ((9,), (7,))
 
 
 ENDLESS = """
