@@ -146,6 +146,27 @@ def test_nested_tensors_of_a_padded_batch_pass_through() -> None:
     torch.testing.assert_close(fast[kept], made(**padded)[kept])
 
 
+class Noisy(nn.Linear):
+    """Draws random numbers, also in evaluation mode."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + 0 * torch.rand(())
+
+
+def test_samples_leave_the_random_numbers_as_they_were() -> None:
+    model = nn.Sequential(Noisy(4, 4), Noisy(4, 4))
+    state = torch.get_rng_state()
+    convert(model, "*", samples=ROWS)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_samples_are_checked_without_gradients_too() -> None:
+    model = encoder(dropout=0.0).eval()
+    with torch.no_grad():
+        convert(model, "layers.*", samples=doubled(PADDED))
+        assert not torch.is_grad_enabled()
+
+
 def test_modes_of_single_modules_are_kept() -> None:
     model = Cnn()
     model[2].norm.eval()  # type: ignore[union-attr]

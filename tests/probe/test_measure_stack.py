@@ -181,6 +181,20 @@ def test_reasons_why_there_are_no_energies(model: Any, why: str) -> None:
     assert all(why in note for note in rows["note"]), rows["note"].to_list()
 
 
+def test_along_a_path_of_the_model_there_are_no_energies_of_blocks() -> None:
+    model = Parent(LeakyStack(blocks(), effective_depth=1.0), 0.0)
+
+    def path(x: Tensor) -> list[Tensor]:
+        return list(itertools.accumulate(model.stack, lambda state, block: block(state), initial=x))
+
+    found = measure(model, torch.randn(20, 6), path=path, **QUICK)
+    rows = found.table.filter(pl.col("metric").is_in(ENERGIES))
+    assert set(rows["note"]) == {"a path is measured: measure modules with path=False"}
+    assert set(rows["layer"]) == {"stack"}
+    assert len(values(found, "relative_move")) == 3
+    assert values(measure(model, torch.randn(20, 6), path=False, **QUICK), "kinetic_energy")
+
+
 def test_energies_do_not_count_padding() -> None:
     model = Padded(LeakyStack(blocks(), effective_depth=1.0))
     mask = (torch.arange(5)[None] < torch.tensor([5, 3, 4, 2])[:, None]).long()

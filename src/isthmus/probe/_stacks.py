@@ -156,7 +156,8 @@ def watch_stacks(
     """
     if metrics is not None and STACK.isdisjoint(metrics):
         return []
-    found = [WatchedStack(name, stack) for name, stack in stacks_in(model).items()]
+    users = model.model if isinstance(model, PathModel) else model  # whose names are the user's
+    found = [WatchedStack(name, stack) for name, stack in stacks_in(users).items()]
     for one in found:
         if isinstance(model, PathModel):
             one.why = "a path is measured: measure modules with path=False"
