@@ -352,6 +352,15 @@ def test_bad_settings_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("part", "name"), [("x_train", "inputs"), ("y_train", "targets")])
+def test_constant_samples_are_not_blamed_on_the_ridge(part: str, name: str, tmp_path: Path) -> None:
+    task = teacher(widths=(3, 1, 2), n_train=12, n_test=4)
+    task = dataclasses.replace(task, **{part: getattr(task, part)[:1].repeat(12, 1)})
+    with pytest.raises(InputError, match=f"{name} that are the same for all training samples.*whatever the ridge"):
+        run_cost(task, QUICK, tmp_path / "run", page=False)
+    assert not (tmp_path / "run").exists()
+
+
 def test_depths_are_sorted_and_that_is_said(tmp_path: Path) -> None:
     task = teacher(widths=(3, 1, 2), n_train=12, n_test=4)
     found = run_cost(task, dataclasses.replace(QUICK, depths=(4, 2, 3, 3)), tmp_path / "run", page=False)

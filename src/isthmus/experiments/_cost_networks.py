@@ -101,6 +101,10 @@ def check_cost(task: Task, config: CostConfig, jobs: int = 1) -> tuple[CostConfi
     check_device(config.device)
     if len(task.x_train) < 2:
         raise InputError("task", f"{len(task.x_train)} training samples", "at least 2")
+    for name, part in (("inputs", task.x_train), ("targets", task.y_train)):
+        if bool((part == part[0]).all()):
+            raise InputError("task", f"{name} that are the same for all training samples", f"{name} that differ",
+                             "their best function is a constant, of rank 0 whatever the ridge")  # fmt: skip
     given = tuple(whole_number("depths", depth, 2) for depth in config.depths)
     config = dataclasses.replace(
         config,
