@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from contextlib import contextmanager, suppress
+from typing import Any, Self, TypeVar, cast
 
 import torch.distributed as dist
 
@@ -14,6 +15,9 @@ from isthmus._errors import InputError, IsthmusError
 _LONGEST = datetime.timedelta(days=1)
 """How long a process waits for another that is at work; for one that never comes, as long as torch's default."""
 
+_MOST = 300
+"""Characters that the others are told of an error."""
+
 Value = TypeVar("Value")
 
 
@@ -21,41 +25,72 @@ class ElsewhereError(IsthmusError):
     """Another process has stopped."""
 
 
-@contextmanager
-def process_group(argument: str) -> Generator[Any]:
-    """A group of the processes of the default one, on the CPU, whatever that one runs on.
-
-    Args:
-        argument: what asked for it, for the error.
-
-    Raises:
-        InputError: there is no default group.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        raise InputError(argument, True, "processes that know each other",
-                         "start them with torchrun and call torch.distributed.init_process_group first")  # fmt: skip
-    here: Any = dist.new_group(backend="gloo")  # waits for all
-    dist.destroy_process_group(here)
-    group: Any = dist.new_group(backend="gloo", timeout=_LONGEST)
-    try:
-        yield group
-    finally:
-        dist.destroy_process_group(group)
-
-
 class Together:
     """This process among those of a group.
 
-    Whatever goes wrong in one of them is told to the others where they meet next.
+    Whatever goes wrong in one of them is told to the others where they meet next; one that is gone is noticed there.
     """
 
     def __init__(self, group: Any) -> None:
         self._group = group
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
+    @classmethod
+    @contextmanager
+    def meeting(cls, argument: str) -> Generator[Self]:
+        """The processes of the default group, over a group of their own on the CPU.
+
+        Args:
+            argument: what asked for it, for the error.
+
+        Raises:
+            InputError: there is no process group.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            hint = "start them with torchrun and call torch.distributed.init_process_group first"
+            raise InputError(argument, True, "processes that know each other", hint)
+        here: Any = dist.new_group(backend="gloo")  # waits for all
+        dist.destroy_process_group(here)
+        together = cls(dist.new_group(backend="gloo", timeout=_LONGEST))
+        try:
+            yield together
+        finally:
+            together.leave()
+
+    def leave(self) -> None:
+        """Close the connections: whoever waits for this process hears of it at once, whoever holds its error here."""
+        group, self._group = self._group, None
+        if group is not None:
+            dist.destroy_process_group(group)
+
+    @contextmanager
+    def or_leave(self) -> Generator[None]:
+        """Where the others do not meet, so that no error can be told to them."""
+        try:
+            yield
+        except BaseException:
+            self.leave()
+            raise
+
+    def exchange(self, how: Callable[..., object], *what: Any) -> None:
+        """Send, receive or gather.
+
+        Raises:
+            IsthmusError: a process is gone.
+        """
+        try:
+            how(*what, group=self._group)
+        except RuntimeError as error:
+            lost = re.sub(r"^\[\S+\] ", "", _words(error)).split(". ")[0]
+        else:
+            return
+        raise ElsewhereError(  # not `from` the other, which would hold the connections open
+            f"another process is gone: it was interrupted or killed, or cannot be reached any more ({lost})"
+        )
+
     def _gathered(self, value: Any) -> list[Any]:
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value, group=self._group)
+        self.exchange(dist.all_gather_object, found, value)
         return found
 
     def meet(self, value: Any = None) -> list[Any]:
@@ -73,7 +108,7 @@ class Together:
     def from_first(self, value: Any) -> Any:
         """What the first process brings, on all of them."""
         held = [value if self.rank == 0 else None]
-        dist.broadcast_object_list(held, src=0, group=self._group)
+        self.exchange(dist.broadcast_object_list, held, 0)
         return held[0]
 
     def everywhere(self, function: Callable[[], Value | None]) -> Value:
@@ -83,7 +118,9 @@ class Together:
         except ElsewhereError:
             raise
         except Exception as error:
-            self._gathered((_words(error), None))
+            if self._group is not None:
+                with suppress(ElsewhereError):  # the error of this process is the one to know
+                    self._gathered((_words(error), None))
             raise
         self.meet()
         return cast("Value", self.from_first(made))
@@ -94,7 +131,8 @@ class Together:
             try:
                 made = function()
             except Exception as error:
-                self.from_first((_words(error), None))
+                with suppress(ElsewhereError):
+                    self.from_first((_words(error), None))
                 raise
             return cast("Value", self.from_first(("", made))[1])
         error, made = self.from_first(None)
@@ -104,4 +142,4 @@ class Together:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return " ".join(str(error).split())[:_MOST] or type(error).__name__

@@ -260,7 +260,7 @@ def test_an_error_in_one_process_stops_both(pair: tuple[Path, list[dict[str, Any
         assert kind == "InputError"
         assert "not finite in batch 1" in text
         kind, other = said[1 - failing][f"not finite on {failing}"]
-        assert kind == "_ElsewhereError"
+        assert kind == "ElsewhereError"
         assert other == f"process {failing} of 2 has stopped: {text}"
 
 
@@ -329,7 +329,7 @@ def test_a_process_that_is_gone_stops_the_others(case: str, at: int, kind: str, 
     assert trio[at][case][0] == kind
     for rank in {0, 1, 2} - {at}:
         name, text = trio[rank][case]
-        assert name == "_ElsewhereError"
+        assert name == "ElsewhereError"
         assert "another process is gone" in text
 
 

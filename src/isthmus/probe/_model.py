@@ -25,7 +25,7 @@ from isthmus.probe._pretrained_samples import PretrainedSamples
 from isthmus.probe._progress import progress_bar
 from isthmus.probe._propagated_rows import measured_signals
 from isthmus.probe._select import BLOCKS
-from isthmus.probe._shards import Shards, meeting, shard_notes
+from isthmus.probe._shards import Shards, shard_notes
 from isthmus.probe._stacks import STACK, stacks_in
 
 
@@ -198,7 +198,7 @@ def measure(
         found = measured(None)
         assert found is not None
         return found
-    with meeting() as shards:
+    with Shards.meeting("sharded") as shards:
         return shards.everywhere(lambda: measured(shards))
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import pickle
-import re
 import socket
-from collections.abc import Callable, Collection, Generator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
 from numbers import Number
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from isthmus._errors import InputError, IsthmusError
+from isthmus._errors import InputError
+from isthmus._together import Together
 from isthmus.geometry import CrossAccumulator, PathAccumulator, StreamAccumulator
 from isthmus.probe._batches import Batch
 from isthmus.probe._loading_files import reason_of
@@ -27,116 +25,14 @@ from isthmus.probe._stacks import WatchedStack
 from isthmus.probe._survey import SURVEY_SAMPLES, Survey, module_name
 from isthmus.probe._tensors import mapped, tensors_in
 
-_LONGEST = datetime.timedelta(days=1)
-"""How long a process waits for another that is at work; for one that never comes, as long as torch's default."""
-
-Value = TypeVar("Value")
 Mergeable = StreamAccumulator | CrossAccumulator | PathAccumulator
 _WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 2**20
 _ODD = 0x9E3779B97F4A7C15 - 2**64
 
 
-class _ElsewhereError(IsthmusError):
-    """Another process has stopped."""
-
-
-@contextmanager
-def meeting() -> Generator[Shards]:
-    """The processes of the default group, over a group of their own on the CPU.
-
-    Raises:
-        InputError: there is no process group.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        raise InputError("sharded", True, "processes that know each other",
-                         "start them with torchrun and call torch.distributed.init_process_group first")  # fmt: skip
-    here: Any = dist.new_group(backend="gloo")  # waits for all
-    dist.destroy_process_group(here)
-    shards = Shards(dist.new_group(backend="gloo", timeout=_LONGEST))
-    try:
-        yield shards
-    finally:
-        shards.leave()
-
-
-class Shards:
-    """This process among those that measure together.
-
-    Whatever goes wrong in one of them is told to the others where they meet next, so that none waits for ever.
-    """
-
-    def __init__(self, group: Any) -> None:
-        self._group = group
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-
-    def leave(self) -> None:
-        """Close the connections: whoever waits for this process hears of it at once, whoever holds its error here."""
-        group, self._group = self._group, None
-        if group is not None:
-            dist.destroy_process_group(group)
-
-    @contextmanager
-    def _or_leave(self) -> Generator[None]:
-        """Where the others do not meet, so that no error can be told to them."""
-        try:
-            yield
-        except BaseException:
-            self.leave()
-            raise
-
-    def _exchange(self, how: Callable[..., object], *what: Any) -> None:
-        """Send, receive or gather.
-
-        Raises:
-            IsthmusError: a process is gone.
-        """
-        try:
-            how(*what, group=self._group)
-        except RuntimeError as error:
-            lost = re.sub(r"^\[\S+\] ", "", reason_of(error)).split(". ")[0]
-        else:
-            return
-        raise _ElsewhereError(  # not `from` the other, which would hold the connections open
-            f"another process is gone: it was interrupted or killed, or cannot be reached any more ({lost})"
-        )
-
-    def _gathered(self, value: Any) -> list[Any]:
-        found: list[Any] = [None] * self.size
-        self._exchange(dist.all_gather_object, found, value)
-        return found
-
-    def meet(self, value: Any = None) -> list[Any]:
-        """What every process brings, in order.
-
-        Raises:
-            IsthmusError: one of them has stopped.
-        """
-        found = self._gathered(("", value))
-        for rank, (error, _) in enumerate(found):
-            if error:
-                raise _ElsewhereError(f"process {rank} of {self.size} has stopped: {error}")
-        return [brought for _, brought in found]
-
-    def from_first(self, value: Any) -> Any:
-        """What the first process brings, on all of them."""
-        held = [value if self.rank == 0 else None]
-        self._exchange(dist.broadcast_object_list, held, 0)
-        return held[0]
-
-    def everywhere(self, function: Callable[[], Value | None]) -> Value:
-        """Run `function`, and return what it gave on the first process; if it fails on one, it fails on all."""
-        try:
-            made = function()
-        except _ElsewhereError:
-            raise
-        except Exception as error:
-            if self._group is not None:
-                with suppress(_ElsewhereError):  # the error of this process is the one to know
-                    self._gathered((" ".join(str(error).split()) or type(error).__name__, None))
-            raise
-        self.meet()
-        return cast("Value", self.from_first(made))
+class Shards(Together):
+    """This process among those that measure together."""
 
     # ── before the pass ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -210,7 +106,7 @@ class Shards:
                                  "give the DataLoader a DistributedSampler")  # fmt: skip
         for name, buffer in model.named_buffers():
             if any(theirs.get(name) != found[0][1].get(name) for _, theirs, _ in found):
-                with self._or_leave(), torch.no_grad():
+                with self.or_leave(), torch.no_grad():
                     buffer.copy_(self.from_first(buffer.cpu()))
         device = next((t.device for t in tensors_in((first.args, first.kwargs))), torch.device("cpu"))
         few = _placed(first.first(SURVEY_SAMPLES), torch.device("cpu"))
@@ -249,7 +145,7 @@ class Shards:
         held += [p.sum for p in products if not p.failed]
         held += [one.gradients for one in plan.sites if one.gradients is not None]
         held += [stack.moments for stack in stacks if not stack.why]
-        with self._or_leave():
+        with self.or_leave():
             self._merge(held)
         for product in products:
             if not product.failed and not product.sum.n:
@@ -281,11 +177,11 @@ class Shards:
                 parts = one.parts()
                 flat = [parts[name].reshape(-1).double().cpu() for name in layout] if parts else []
                 given = torch.cat(flat) if flat else torch.zeros(sum(sizes), dtype=torch.float64)
-                self._exchange(dist.send, given, self.rank - step)
+                self.exchange(dist.send, given, self.rank - step)
                 return
             if self.rank + step < self.size:
                 given = torch.empty(sum(sizes), dtype=torch.float64)
-                self._exchange(dist.recv, given, self.rank + step)
+                self.exchange(dist.recv, given, self.rank + step)
                 cut = given.split(sizes)
                 one.merge({name: t.view(shape) for (name, shape), t in zip(layout.items(), cut, strict=True)})
             step *= 2

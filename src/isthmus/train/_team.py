@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from isthmus._errors import InputError
-from isthmus._together import Together, process_group
+from isthmus._together import Together
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -130,8 +130,8 @@ def team_of(distributed: bool) -> Generator[Alone]:
     if not distributed:
         yield Alone()
         return
-    with process_group("distributed") as group:
-        yield Team(Together(group))
+    with Together.meeting("distributed") as together:
+        yield Team(together)
 
 
 def _precision(precision: str, device: torch.device, scaler: torch.amp.GradScaler) -> dict[str, Any]:
