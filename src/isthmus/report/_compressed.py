@@ -11,7 +11,7 @@ import polars as pl
 from isthmus.report._reproduced import clean
 
 _LARGEST = 1e100
-_SERIES_UP_TO = 8
+_SERIES_UP_TO, _NAME = 8, 24
 _DEEPEST = 10**6
 FULL = "full"
 SPLITS = ("choosing", "judging")
@@ -84,7 +84,7 @@ def read_compression(run: Mapping[str, Any]) -> Compression | None:
     problems = () if before and depth else ("run.json does not say how many layers there were, and are.",)
     relative = part.get("relative") is not False
     return Compression(
-        before, depth, clean(part.get("series", ""), 60), _number(part.get("tolerance")), relative,
+        before, depth, clean(part.get("series", ""), _NAME), _number(part.get("tolerance")), relative,
         "accuracy" if part.get("score") == "accuracy" else "r_squared", clean(part.get("source", ""), 120),
         {split: _part(part.get(split)) for split in SPLITS}, problems,
     )  # fmt: skip
@@ -116,7 +116,7 @@ def depth_lines(table: pl.DataFrame, metric: str, split: str) -> list[DepthLine]
             else:
                 reasons.setdefault(clean(note or "a number too large to be shown", 300), []).append(depth)
         if values or reasons:
-            found.append(DepthLine(clean(name, 60), values, {why: tuple(at) for why, at in reasons.items()}))
+            found.append(DepthLine(clean(name, _NAME), values, {why: tuple(at) for why, at in reasons.items()}))
     return found[:_SERIES_UP_TO]
 
 

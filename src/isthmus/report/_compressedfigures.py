@@ -32,10 +32,14 @@ def compressed_sections(run: RunView, found: Compression, budget: Budget) -> lis
     ]  # fmt: skip
 
 
+def _whole(count: int | None) -> str:
+    return "—" if count is None else f"{count:,}"
+
+
 def _samples(found: Compression) -> str:
     """Which samples choose, and which judge."""
     said = [
-        f"{'choose' if split == SPLITS[0] else 'judge'}: {number(part.n)} ({part.what})"
+        f"{'choose' if split == SPLITS[0] else 'judge'}: {_whole(part.n)} ({part.what})"
         for split, part in found.parts.items()
         if part.n is not None
     ]
@@ -136,12 +140,12 @@ def compressed_facts(found: Compression) -> list[tuple[str, str]]:
     """What became of the network, in a few numbers."""
     share = found.relative
     tolerance = "—" if found.tolerance is None else number(100 * found.tolerance if share else found.tolerance)
-    facts = [("layers", f"{number(found.before)} → {number(found.depth)}"), ("by", found.series or "—"),
+    facts = [("layers", f"{_whole(found.before)} → {_whole(found.depth)}"), ("by", found.series or "—"),
              ("tolerance", unbroken(f"{tolerance} %" if share else f"{tolerance} (absolute)"))]  # fmt: skip
     for split, name in zip(SPLITS, ("loss, samples that chose", "loss, samples that did not"), strict=True):
         part = found.parts[split]
         facts.append((name, f"{number(part.full, 3)} → {number(part.loss, 3)}"))
-    facts.append(("samples, chose + judged", " + ".join(number(found.parts[split].n) for split in SPLITS)))
+    facts.append(("samples, chose + judged", " + ".join(_whole(found.parts[split].n) for split in SPLITS)))
     return [*facts, ("run", found.source or "—")]
 
 
