@@ -195,11 +195,13 @@ def test_along_a_path_of_the_model_there_are_no_energies_of_blocks() -> None:
     assert values(measure(model, torch.randn(20, 6), path=False, **QUICK), "kinetic_energy")
 
 
-def test_energies_do_not_count_padding() -> None:
+@pytest.mark.parametrize("later", [False, True])
+def test_energies_do_not_count_padding(later: bool) -> None:
     model = Padded(LeakyStack(blocks(), effective_depth=1.0))
     mask = (torch.arange(5)[None] < torch.tensor([5, 3, 4, 2])[:, None]).long()
-    found = measure(model, {"x": torch.randn(4, 5, 6), "attention_mask": mask}, **QUICK)
-    assert values(found, "observations", layer="stack.0") == [14]
+    full = {"x": torch.randn(4, 5, 6), "attention_mask": torch.ones_like(mask)}
+    found = measure(model, [full] * later + [{"x": torch.randn(4, 5, 6), "attention_mask": mask}], **QUICK)
+    assert values(found, "observations", layer="stack.0") == [14 + 20 * later]
     rows = found.table.filter(pl.col("metric").is_in(ENERGIES))
     assert set(rows["note"]) == {"the batches are padded"}
 

@@ -29,7 +29,7 @@ from isthmus.probe._plan import PassPlan, plan_pass
 from isthmus.probe._progress import Progress
 from isthmus.probe._select import BLOCKS, select_sites
 from isthmus.probe._shards import Shards
-from isthmus.probe._stacks import WatchedStack, watch_stacks
+from isthmus.probe._stacks import PADDED, WatchedStack, watch_stacks
 from isthmus.probe._survey import Survey, run_model, survey_model
 from isthmus.probe._tensors import concatenated, mapped, tensors_in
 from isthmus.tangent import MapJacobian, map_jacobian
@@ -202,15 +202,17 @@ def prepared(model: nn.Module, data: Any, options: MeasureOptions) -> Generator[
 
 
 class _Kept:
-    """Hands on every batch, and keeps the first `wanted` samples of them."""
+    """Hands on every batch, keeps the first `wanted` samples of them, and remembers whether one is padded."""
 
     def __init__(self, first: Batch, rest: Iterator[Batch], wanted: int) -> None:
         self._first, self._rest, self._wanted = first, rest, wanted
         self.batches: list[Batch] = []
+        self.padded = False
 
     def __iter__(self) -> Iterator[Batch]:
         missing = self._wanted
         for batch in itertools.chain([self._first], self._rest):
+            self.padded = self.padded or bool(batch.masks)
             if missing > 0:
                 few = batch.first(missing)
                 self.batches.append(few)
@@ -244,6 +246,8 @@ def _passed(
     )  # fmt: skip
     for handle in handles:
         handle.remove()
+    for stack in stacks:
+        stack.why = stack.why or (PADDED if kept.padded else "")
     if options.shards is not None:
         result = options.shards.add_up(plan, result, stacks, survey)
     return kept, result, stacks

@@ -26,6 +26,7 @@ OF_MOMENTA = ("hamiltonian", "hamiltonian_symmetric", "hamiltonian_rank", "hamil
 STACK = frozenset((*OF_BLOCKS, *ENERGIES, *OF_MOMENTA))
 """Metrics of a model with a leaky stack that other models do not have."""
 
+PADDED = "the batches are padded"
 _FORM = "energies are of steps W φ(x) + b: blocks nn.Sequential(nn.ReLU(), nn.Linear(w, w)), and a leak"
 _NO_MOMENTA = "needs momenta B = −(1/λ) ∂C/∂A and a ridge on every step: measured of a LeakyResNet only"
 _SAME, _UNITS = 1e-3, 8
@@ -162,7 +163,7 @@ def watch_stacks(
         if isinstance(model, PathModel):
             one.why = "a path is measured: measure modules with path=False"
         elif masks:
-            one.why = "the batches are padded"
+            one.why = PADDED
         else:
             one.watch(handles)
     return found
