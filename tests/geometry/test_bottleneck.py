@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -60,6 +62,12 @@ def test_says_when_there_is_none() -> None:
     assert not wide.found
     assert "keeps 11 of 12" in wide.reason
     assert "keeps all 12 dimensions" in find_bottleneck(built_path(12)).reason
+    narrow = built_path(12)
+    spectrum = narrow.spectrum.clone()
+    spectrum[0, 2:] = 0  # inputs of two dimensions
+    found = find_bottleneck(dataclasses.replace(narrow, spectrum=spectrum))
+    assert (found.rank, found.input_rank) == (12, 2)
+    assert found.reason == "its narrowest part is estimated at 12 dimensions, more than the 2 of its input"
 
 
 def test_says_when_nothing_passes() -> None:

@@ -155,6 +155,8 @@ def find_bottleneck(geometry: PathGeometry) -> Bottleneck:
         reason = "the weights nowhere make up for the leak: the network is (almost) constant: is the ridge too large?"
     elif rank > NARROWER * input_rank:
         kept = f"keeps {rank} of {input_rank} dimensions" if rank < input_rank else f"keeps all {input_rank} dimensions"
+        if rank > input_rank:
+            kept = f"is estimated at {rank} dimensions, more than the {input_rank} of its input"
         reason = f"its narrowest part {kept}"
     elif agreement < 0.5:
         reason = f"the estimates disagree ({', '.join(f'{v:.1f}' for v in trusted)} dimensions)"
