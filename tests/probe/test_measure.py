@@ -63,6 +63,17 @@ def test_a_network_at_the_closed_form_measures_as_the_closed_form() -> None:
     assert "keeps all 5 dimensions" in claims["bottleneck"].text
 
 
+def test_bounds_of_theorem_4_are_a_finding_at_a_critical_point_alone() -> None:
+    net, geo = exact_net()  # W = μBSᵀ at one ridge alone; at twice that −2H/L̃ is 3.9, and the bounds are 4.7 and 5
+    for ridge, level, words in ((RIDGE, "finding", "places −2H/L̃"), (2 * RIDGE, "caution", "would place −2H/L̃")):
+        measured = measure_path(net, geo.path[0].T, geo.target.T, loss=square, ridge=ridge)
+        assert measured.geometry.stationarity is not None
+        assert (float(measured.geometry.stationarity.median()) < 0.1) == (level == "finding")
+        claims = {c.name: c for c in path_verdict(measured, measured.record(MetricTable()), why_no_momenta="")}
+        assert claims["bounds"].level == level
+        assert words in claims["bounds"].text
+
+
 def test_every_metric_is_recorded_or_explained() -> None:
     net, geo = exact_net()
     per_layer = set(METRICS) - {

@@ -136,8 +136,11 @@ def _bounds(g: PathGeometry, found: Bottleneck, rows: Mapping[str, Sequence[int]
     if b.slack > max(found.rank, 1):
         text = f"Theorem 4's bounds on −2H/L̃ say nothing here: their slack g = {b.slack:.2g} exceeds the rank."
         return [Claim("bounds", text, "none", behind, values)]
-    text = f"Theorem 4 places −2H/L̃ between {b.lower:.2g} and {b.upper:.2g} (γ₀ = {b.gamma0:g}, g = {b.slack:.2g})."
-    return [Claim("bounds", text, "finding", behind, values)]
+    between = f"−2H/L̃ between {b.lower:.2g} and {b.upper:.2g} (γ₀ = {b.gamma0:g}, g = {b.slack:.2g})"
+    if g.stationarity is not None and float(g.stationarity.quantile(0.5)) < STATIONARY:
+        return [Claim("bounds", f"Theorem 4 places {between}.", "finding", behind, values)]
+    text = f"Theorem 4 would place {between} at a critical point, which these weights are not at."
+    return [Claim("bounds", text, "caution", behind, values)]
 
 
 def _coarse(g: PathGeometry, rows: Mapping[str, Sequence[int]]) -> list[Claim]:
