@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ import isthmus
 from isthmus import InputError
 from isthmus.geometry import StreamAccumulator
 from isthmus.models import LeakyResNet, LeakyStack
+from isthmus.probe._batches import Batch
+from isthmus.probe._shards import _placed, _summed
 
 SCRIPT = """
 import json, sys, warnings
@@ -344,6 +347,22 @@ def test_a_group_of_one_process_says_what_one_does() -> None:
     alone = isthmus.measure(model_of("few"), whole(), progress=False, **GIVEN["stack"])
     assert together.table.equals(alone.table)
     assert "1 process measured" in together.notes[0]
+
+
+def test_two_samples_are_sent_and_not_the_batch_that_they_are_of() -> None:
+    whole = torch.randn(1000, 50)
+    few = Batch((whole,), {"x": whole}, [whole], whole, {}, 1000).first(2)
+    assert len(pickle.dumps(_placed(few, torch.device("cpu")))) < 20_000
+
+
+def test_checksums_know_places_and_dtypes() -> None:
+    for t in (torch.randn(4, 6), torch.arange(30), torch.eye(5, dtype=torch.bool), torch.randn(3, 2).half(),
+              torch.randn(5, dtype=torch.complex64).conj()):  # fmt: skip
+        assert _summed(t) == _summed(t.clone())
+        assert _summed(t.contiguous()) == _summed(t)
+        assert _summed(t) != _summed(t.roll(1, 0))
+    assert _summed(torch.zeros(4)) != _summed(torch.zeros(2, 2))
+    assert _summed(torch.zeros(0)) == _summed(torch.zeros(0))
 
 
 def test_processes_that_do_not_know_each_other() -> None:
