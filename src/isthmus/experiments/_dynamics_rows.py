@@ -16,7 +16,7 @@ from isthmus.experiments._dynamics_structure import Structure
 from isthmus.theory import two_point_limit
 
 RICH, LAZY = 0.2, 0.8
-"""Up to 0.2, `h_∞` is within 22% of the geometric mean of input and target distance; from 0.8 on, within 13% of `A`."""
+"""Up to 0.2, `h_∞` is within 22% of `√(η_h/η_y) √(X Y)`; from 0.8 on, within 13% of `A` (docs/theory 2.3)."""
 STAY = 0.2
 """Where `h_∞` is farther than this share from `h_0`, representations do not stay near those of the start."""
 
