@@ -289,8 +289,8 @@ def _laziness(run: RunView, dynamics: Dynamics, budget: Budget) -> Figure:
     figure = _figure(
         "laziness", "Rich or lazy?",
         "A/√(A² + 4 (η_h/η_y) X Y), median over pairs that fit well and whose targets differ: 0 is rich (distances "
-        "come to √(η_h/η_y) times the geometric mean of those of inputs and targets), 1 lazy (they hardly depend on the "
-        "targets), −1 a start with all its weight after the layer.", run, said, across=True,
+        "come to √(η_h/η_y) times the geometric mean of those of inputs and targets), 1 lazy (they hardly depend on "
+        "the targets), −1 a start with all its weight after the layer.", run, said, across=True,
     )  # fmt: skip
     drawn = _add_curves(figure, [curve], budget)
     if drawn:
