@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from isthmus import InputError, IsthmusError, LeakyResNet, measure
 from isthmus.probe._batches import _all_finite
@@ -121,6 +121,10 @@ BAD: dict[str, tuple[Data, Data, dict[str, Any], str, tuple[str, ...]]] = {
     "too many targets": (plain, x, {"targets": torch.arange(25) % 3}, "targets", ("25 rows", "20 samples")),
     "too few targets for a stream": (plain, lambda: (b for b in x().split(6)), {"targets": y()[:15]}, "targets",
                                      ("15 rows", "sample 18 of the data has none")),
+    "targets of a batch sampler that shuffles": (
+        plain, lambda: DataLoader(TensorDataset(x()), batch_sampler=BatchSampler(RandomSampler(x()), 5, False)),
+        {"targets": y(), "loss": "cross_entropy"}, "targets", ("targets inside the batches of a shuffled loader",),
+    ),
     "targets of a shuffled loader": (
         plain, lambda: DataLoader(TensorDataset(x()), shuffle=True), {"targets": y(), "loss": "cross_entropy"},
         "targets", ("got a tensor", "targets inside the batches of a shuffled loader", "shuffle=False"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 import isthmus
 from isthmus import InputError
@@ -370,6 +370,10 @@ def test_processes_that_do_not_know_each_other() -> None:
         isthmus.measure(model_of("few"), part(0), progress=False, sharded=True)
 
 
-def test_a_part_alone_says_so() -> None:
-    found = isthmus.measure(model_of("few"), part(1), progress=False, jacobian_samples=0, alignment_samples=0)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_part_alone_says_so(inside: bool) -> None:
+    loader = part(1)
+    if inside:
+        loader = DataLoader(loader.dataset, batch_sampler=BatchSampler(loader.sampler, 4, drop_last=False))
+    found = isthmus.measure(model_of("few"), loader, progress=False, jacobian_samples=0, alignment_samples=0)
     assert any("part 1 of 2" in note and "sharded=True" in note for note in found.notes)

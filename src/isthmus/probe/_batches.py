@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils.data import DataLoader, Dataset, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, SequentialSampler
 
 from isthmus._errors import InputError
 from isthmus.probe._tensors import mapped, tensors_in
@@ -152,7 +152,7 @@ class Batches:
             loader = cast("DataLoader[Any]", data)
             with_length = cast("Any", loader.dataset)
             self.total = len(with_length) if hasattr(with_length, "__len__") else None
-            if isinstance(self._targets, Tensor) and not isinstance(loader.sampler, SequentialSampler):
+            if isinstance(self._targets, Tensor) and not isinstance(sampler_of(loader), SequentialSampler):
                 raise InputError("targets", "a tensor", "targets inside the batches of a shuffled loader",
                                  "let its data set return (input, target), or set shuffle=False")  # fmt: skip
             return iter(loader)
@@ -276,6 +276,14 @@ class Batches:
                 if tensor.is_floating_point() and not _all_finite(tensor):
                     raise InputError("data", f"values that are not finite in batch {number} ({name})", "finite numbers",
                                      "remove or impute these samples")  # fmt: skip
+
+
+def sampler_of(loader: DataLoader[Any]) -> Any:
+    """What puts the samples of a loader in order; a batch sampler of the user's own itself."""
+    batches = cast("Any", loader.batch_sampler)
+    if batches is None:
+        return loader.sampler
+    return batches.sampler if type(batches) is BatchSampler else batches
 
 
 def _as_tensors(value: Any) -> Any:

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from isthmus._errors import InputError
 from isthmus._together import Together
 from isthmus.geometry import CrossAccumulator, PathAccumulator, StreamAccumulator
-from isthmus.probe._batches import Batch
+from isthmus.probe._batches import Batch, sampler_of
 from isthmus.probe._loading_files import reason_of
 from isthmus.probe._pass import NOT_REACHED, PassResult
 from isthmus.probe._plan import SHARE_OF_MEMORY, PassPlan, available_memory
@@ -60,7 +60,7 @@ class Shards(Together):
             shares.append(max_samples // self.size + (self.rank < max_samples % self.size))
             if max_samples < self.size:
                 raise InputError("max_samples", max_samples, f"at least one sample for each of {self.size} processes")
-        sampler = sampler_of(data)
+        sampler = _distributed(data)
         if sampler is not None:
             if (sampler.rank, sampler.num_replicas) != (self.rank, self.size):
                 raise InputError("data", f"the part of process {sampler.rank} of {sampler.num_replicas}",
@@ -196,15 +196,15 @@ def _plain(value: Any) -> Any:
     return type(value).__name__
 
 
-def sampler_of(data: Any) -> DistributedSampler[Any] | None:
+def _distributed(data: Any) -> DistributedSampler[Any] | None:
     """The `DistributedSampler` of a loader that has one."""
-    sampler = cast("DataLoader[Any]", data).sampler if isinstance(data, DataLoader) else None
+    sampler = sampler_of(cast("DataLoader[Any]", data)) if isinstance(data, DataLoader) else None
     return cast("DistributedSampler[Any]", sampler) if type(sampler) is DistributedSampler else None
 
 
 def shard_notes(shards: Shards | None, data: Any) -> list[str]:
     """What should be known about the parts of the data."""
-    sampler = sampler_of(data)
+    sampler = _distributed(data)
     if shards is not None:
         count = "1 process" if shards.size == 1 else f"{shards.size} processes"
         return [f"{count} measured together; Jacobian, certificate, alignment and signals are of the "
