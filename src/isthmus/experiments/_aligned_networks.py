@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from isthmus._random import numpy_generator, torch_generator
-from isthmus._records import RunFolder
 from isthmus.experiments._aligned_models import Architecture, LayerStack
 from isthmus.experiments._aligned_profiles import END, MIDWAY, START, Measuring, Profile
 from isthmus.experiments._images import ImageFile, ImageTask, image_task
-from isthmus.experiments._kept import begin_network, digest_of, open_network, save_weights
+from isthmus.experiments._kept import Trained, begin_network, digest_of, save_weights
 from isthmus.experiments._workers import Progress, train_missing
 
 HALF_WAY = 0.1
@@ -102,25 +101,11 @@ class AlignedNetwork:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedAligned:
+class TrainedAligned(Trained[AlignedNetwork]):
     """A trained network, read from its folder.
 
-    Attributes:
-        network: what it is.
-        run: its folder.
+    Its numbers are `loss`, `test_loss`, `test_error`, `steps` and `seconds`.
     """
-
-    network: AlignedNetwork
-    run: RunFolder
-
-    @classmethod
-    def open(cls, network: AlignedNetwork, folder: Path) -> TrainedAligned:
-        """Read it. Raises `RunFolderError` where it is not there or not complete."""
-        return cls(network, open_network(folder / network.name))
-
-    def number(self, name: str) -> float:
-        """`loss`, `test_loss`, `test_error`, `steps`, `seconds`."""
-        return float(self.run.run["trained"][name])
 
     @property
     def stopped(self) -> str:

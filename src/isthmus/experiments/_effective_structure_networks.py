@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from isthmus._random import torch_generator
-from isthmus._records import MetricTable, RunFolder
+from isthmus._records import MetricTable
 from isthmus.experiments._effective_structure_tasks import (
     Samples,
     TaskKind,
@@ -25,7 +25,7 @@ from isthmus.experiments._effective_structure_tasks import (
     xor_samples,
 )
 from isthmus.experiments._images import ImageFile
-from isthmus.experiments._kept import begin_network, digest_of, open_network, save_weights
+from isthmus.experiments._kept import Trained, begin_network, digest_of, save_weights
 from isthmus.geometry import pair_states, squared_distances
 from isthmus.models import ZooNetwork, ZooSetting, zoo_network
 
@@ -109,25 +109,8 @@ class StructureNetwork:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedStructure:
-    """A trained network, read from its folder.
-
-    Attributes:
-        network: what it is.
-        run: its folder.
-    """
-
-    network: StructureNetwork
-    run: RunFolder
-
-    @classmethod
-    def open(cls, network: StructureNetwork, folder: Path) -> TrainedStructure:
-        """Read it. Raises `RunFolderError` where it is not there or not complete."""
-        return cls(network, open_network(folder / network.name))
-
-    def number(self, name: str) -> float:
-        """`loss`, `steps`, `seconds`."""
-        return float(self.run.run["trained"][name])
+class TrainedStructure(Trained[StructureNetwork]):
+    """A trained network, read from its folder; its numbers are `loss`, `steps` and `seconds`."""
 
     @property
     def diverged(self) -> bool:

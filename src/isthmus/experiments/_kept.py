@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import safetensors.torch
 from torch import nn
@@ -41,6 +42,33 @@ def open_network(path: Path) -> RunFolder:
     if not is_complete(path):
         raise RunFolderError("run", str(path), "a network that is trained", "run the command again")
     return RunFolder.open(path)
+
+
+NetworkT = TypeVar("NetworkT")
+TrainedT = TypeVar("TrainedT", bound="Trained[Any]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained(Generic[NetworkT]):
+    """A trained network, read from its folder.
+
+    Attributes:
+        network: what it is.
+        run: its folder.
+    """
+
+    network: NetworkT
+    run: RunFolder
+
+    @classmethod
+    def open(cls: type[TrainedT], network: NetworkT, folder: Path) -> TrainedT:
+        """Read it. Raises `RunFolderError` where it is not there or not complete."""
+        named: Any = network  # some names are properties, some are cached ones: no protocol has both
+        return cls(network, open_network(folder / named.name))
+
+    def number(self, name: str) -> float:
+        """One of the numbers that its training left."""
+        return float(self.run.run["trained"][name])
 
 
 def save_weights(run: RunFolder, model: nn.Module, name: str = "model") -> None:

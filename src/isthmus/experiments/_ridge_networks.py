@@ -18,7 +18,7 @@ from torch import Tensor
 
 from isthmus._records import MetricTable, RunFolder
 from isthmus.data import Task
-from isthmus.experiments._kept import begin_network, digest_of, open_network, save_weights
+from isthmus.experiments._kept import Trained, begin_network, digest_of, save_weights
 from isthmus.experiments._sources import task_from_source
 from isthmus.experiments._workers import Progress, train_missing
 from isthmus.models import FullyConnected, deepen
@@ -100,21 +100,11 @@ def _task(source: str) -> Task:
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainedRidge:
+class TrainedRidge(Trained[RidgeNetwork]):
     """A trained network, read from its folder.
 
-    Attributes:
-        network: what it is.
-        run: its folder.
+    Its numbers are `loss`, `test_loss`, `norm_sq`, `objective`, `residual` and `seconds`.
     """
-
-    network: RidgeNetwork
-    run: RunFolder
-
-    @classmethod
-    def open(cls, network: RidgeNetwork, folder: Path) -> TrainedRidge:
-        """Read it. Raises `RunFolderError` where it is not there or not complete."""
-        return cls(network, open_network(folder / network.name))
 
     @property
     def task(self) -> Task:
@@ -130,10 +120,6 @@ class TrainedRidge:
     def depth(self) -> int:
         """`L`."""
         return self.network.depth
-
-    def number(self, name: str) -> float:
-        """`loss`, `test_loss`, `norm_sq`, `objective`, `residual` or `seconds`."""
-        return float(self.run.run["trained"][name])
 
     @property
     def diverged(self) -> bool:
