@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import polars as pl
@@ -10,7 +11,8 @@ import torch
 
 from isthmus._records import RunFolder
 from isthmus.cli import main
-from isthmus.experiments import _sweep_cluster, read_sweep
+from isthmus.cli._train import train
+from isthmus.experiments import _sweep_cluster, _sweep_settings, read_sweep
 from isthmus.experiments._sweep_folder import record_failure
 from report.looking import Page
 
@@ -89,6 +91,11 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path: Path, capsys: pyt
     assert "4 runs, 2 at a time" in said
     assert "training time, about" in said
     assert [path.name for path in tmp_path.iterdir()] == ["small.toml"]
+
+
+def test_every_option_of_train_is_a_setting_or_known_as_none() -> None:
+    known = {*_sweep_settings._types(), *_sweep_settings._OF_THE_COMMAND}
+    assert set(inspect.signature(train).parameters) == known
 
 
 def test_a_dry_run_counts_what_would_be_tried_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

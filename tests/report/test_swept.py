@@ -67,6 +67,7 @@ def test_every_run_is_in_the_table_and_leads_to_its_page(page: Page) -> None:
     assert links[0] == "runs/effective_depth=1_seed=0_0000000001/report.html"
     assert len(links) == 17, "the failed one has no page"
     assert "effective_depth = 7, steps = adaptive, seed = 2" in page.text
+    assert "What failed, and why" in page.text
     assert "it diverged" in page.text
     for text in ("test loss", "train loss", "test accuracy", "train rank estimate", "17 of 18 runs are complete"):
         assert text in page.text
