@@ -94,7 +94,9 @@ def test_every_row_is_of_the_network_made_by_hand(base: Path, tmp_path: Path) ->
     error = float(np.std(costs[0] - costs[1], ddof=1) / np.sqrt(len(costs[0])))
     assert record["judging"]["change_stderr"] == pytest.approx(error, rel=1e-12)
     assert claim.text.startswith(f"7 → {depth} layers by refit. On the 21 samples that did not choose")
-    assert [frame.row(row, named=True)["layer"] for row in claim.rows] == ["full", "full", "refit", "refit"]
+    assert [frame.row(row, named=True)["layer"] for row in claim.rows] == [
+        "full", "full", "refit", "refit", "full", "refit",
+    ]  # fmt: skip
 
 
 def test_halves_of_the_test_samples_choose_and_judge_by_the_seed(base: Path) -> None:
@@ -168,8 +170,8 @@ def test_a_depth_that_only_pleases_those_that_chose_it_is_said(base: Path) -> No
     source = read_compressible(base, "auto")
     every = depth_curve(source.model, source.choosing.x, source.choosing.y, x_train=source.train.x)
     part: dict[str, Any] = {"n": 9, "full": 2.0, "loss": 2.5, "bound": 3.0}
-    record: dict[str, Any] = {"depth": 3, "depth_before": 7, "method": "refit", "finetune": 0, "tolerance": 0.5,
-                              "relative": True, "choosing": part,
+    record: dict[str, Any] = {"score": "r_squared", "depth": 3, "depth_before": 7, "method": "refit", "finetune": 0,
+                              "tolerance": 0.5, "relative": True, "choosing": part,
                               "judging": part | {"change_stderr": 0.1}}  # fmt: skip
     rows = {f"{who}/{split}/loss": k for k, (who, split) in enumerate(
         (who, split) for who in ("full", "small") for split in ("choosing", "judging"))}  # fmt: skip
@@ -179,6 +181,8 @@ def test_a_depth_that_only_pleases_those_that_chose_it_is_said(base: Path) -> No
         "the 9 that chose, from 2 to 2.5 (+25 %, where 50 % more was allowed)."
     )
     assert (first.level, first.rows, others.name) == ("finding", (0, 1, 2, 3), "methods")
+    scored = record | {"judging": record["judging"] | {"full_score": 0.9, "score": 0.85}}
+    assert "(+25 % ± 5 %), and R² from 0.9 to 0.85; on the 9" in compression_claims(scored, every, rows)[0].text
     record["judging"]["loss"] = 3.001
     (caution,) = [claim for claim in compression_claims(record, every, rows) if claim.name == "judged"]
     assert caution.level == "caution"

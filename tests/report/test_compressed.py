@@ -94,7 +94,7 @@ def test_the_page_says_who_chose_and_who_judged(small_run: RunFolder) -> None:
         "The loss goes from 1 to 1.49 with 5 layers (+49\u00a0%); up to 1.5 was allowed.",
         "The loss goes from 1.1 to 1.639 with 5 layers (+49\u00a0%); the same tolerance would allow 2.5.",
         "12 → 5", "50\u00a0%", "1 → 1.49", "1.1 → 1.64", "100 + 101", "A trained Leaky ResNet with fewer layers",
-        "merge, refit, refit, tuned: 1 to 3 layers", "needs at least four", "Which layers became one?",
+        "merge, refit, refit, tuned: 1 to 3 layers", "needs at least four", "Where do the layers stand?",
     ):  # fmt: skip
         assert text in page.text, text
     assert len(page.specs) == 4

@@ -28,7 +28,7 @@ def _depth_progress(quiet: bool) -> Generator[Callable[[int, int, int], None] | 
 
     def update(done: int, work: int, depth: int) -> None:
         bar.start()  # not before the first depth: bad input leaves no empty bar behind
-        bar.update(task, completed=done, total=work, depth=f"{depth} layers")
+        bar.update(task, completed=done, total=work, depth=f"{depth} layer{'s' if depth != 1 else ''}")
 
     try:
         yield update

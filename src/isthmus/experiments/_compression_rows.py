@@ -114,5 +114,6 @@ def compression_record(
         JUDGING: {
             "n": len(source.judging), "what": source.judging.what, "full": full, "loss": judged.loss,
             "bound": (1 + tolerance) * full if relative else full + tolerance, "change_stderr": error,
+            "full_score": curves.judging.full.score, "score": judged.score,
         },
     }  # fmt: skip

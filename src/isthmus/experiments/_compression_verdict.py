@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,14 @@ def _change(part: Mapping[str, Any], *, relative: bool) -> str:
     return f"{loss - full:+.3g}" + (f" ± {error:.2g}" if error is not None else "")
 
 
+def _score(record: Mapping[str, Any]) -> str:
+    """How far the score moved on the samples that judge; empty where it is not defined."""
+    ends = [record[JUDGING].get(name) for name in ("full_score", "score")]
+    if not all(isinstance(end, float) and math.isfinite(end) for end in ends):
+        return ""
+    return f", and {'accuracy' if record['score'] == 'accuracy' else 'R²'} from {ends[0]:.3g} to {ends[1]:.3g}"
+
+
 def compression_claims(record: Mapping[str, Any], every: DepthCurve, rows: Mapping[str, int]) -> list[Claim]:
     """The claims of a compression.
 
@@ -29,6 +38,7 @@ def compression_claims(record: Mapping[str, Any], every: DepthCurve, rows: Mappi
     """
     choosing, judging, relative = record[CHOOSING], record[JUDGING], bool(record["relative"])
     behind = [rows[f"{who}/{split}/loss"] for who in (FULL, "small") for split in (CHOOSING, JUDGING)]
+    scores = [rows[name] for who in (FULL, "small") if (name := f"{who}/{JUDGING}/{record['score']}") in rows]
     tuned = f" and {record['finetune']} epochs of fine-tuning" if record["finetune"] else ""
     allowed = f"{100 * record['tolerance']:.3g} %" if relative else f"{record['tolerance']:.3g}"
     numbers = {
@@ -39,13 +49,13 @@ def compression_claims(record: Mapping[str, Any], every: DepthCurve, rows: Mappi
     if judging["loss"] is None:
         text = f"On the {judging['n']} samples that did not choose, its outputs are not finite numbers: do not use it."
         return [Claim("depth", said + text, "caution", tuple(behind), numbers), _others(record, every)]
+    went = {split: f"from {part['full']:.3g} to {part['loss']:.3g} ({_change(part, relative=relative)}"
+            for split, part in ((CHOOSING, choosing), (JUDGING, judging))}  # fmt: skip
     text = (
-        f"On the {judging['n']} samples that did not choose, the loss went from {judging['full']:.3g} to "
-        f"{judging['loss']:.3g} ({_change(judging, relative=relative)}); on the {choosing['n']} that chose, from "
-        f"{choosing['full']:.3g} to {choosing['loss']:.3g} ({_change(choosing, relative=relative)}, where {allowed} "
-        "more was allowed)."
+        f"On the {judging['n']} samples that did not choose, the loss went {went[JUDGING]}){_score(record)}; on the "
+        f"{choosing['n']} that chose, {went[CHOOSING]}, where {allowed} more was allowed)."
     )
-    claims = [Claim("depth", said + text, "finding", tuple(behind), numbers)]
+    claims = [Claim("depth", said + text, "finding", (*behind, *scores), numbers)]
     if judging["loss"] > judging["bound"]:
         text = (
             f"On the samples that did not choose, the loss rose by more than the tolerance of {allowed}: the depth "

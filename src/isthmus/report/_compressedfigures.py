@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -131,9 +132,10 @@ def _steps(run: RunView, found: Compression, budget: Budget) -> Figure:
             none = np.full(len(p) - 1, np.nan)
             curves.append(PaperCurve(name, "", (p[1:] + p[:-1]) / 2, np.diff(p), none, none, none))
     reasons = () if len(curves) == len(nodes) else (("layer steps", NOT_RECORDED),)
-    panel = PaperPanel("steps", "layer-steps", "Which layers became one?", "depth p  (0 = input, 1 = output)",
+    panel = PaperPanel("steps", "layer-steps", "Where do the layers stand?", "depth p  (0 = input, 1 = output)",
                        "layer step ρ", "points", "linear", "linear", (), (), False, tuple(curves), reasons)  # fmt: skip
-    return panel_figure(panel, budget)
+    reading = "Length of each layer's step along the depth axis; a long step does the work of several short ones."
+    return dataclasses.replace(panel_figure(panel, budget), reading=reading)
 
 
 def compressed_facts(found: Compression) -> list[tuple[str, str]]:
