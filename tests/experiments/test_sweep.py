@@ -295,6 +295,26 @@ def test_a_full_disk_stops_a_sweep_and_ends_its_runs(
         os.kill(int(begun.read_text()), 0)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_process_that_cannot_begin_is_no_failure_of_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a script that calls `run_sweep` where its own processes come by."""
+    sweep, run = one()
+    monkeypatch.setattr(_sweep_local, "_one", lambda *_: sys.exit(1))
+    monkeypatch.setattr(_sweep_local, "_context", lambda: multiprocessing.get_context("fork"))
+    with pytest.raises(IsthmusError, match=r"below `if __name__ == \"__main__\":`"):
+        run_sweep(sweep, tmp_path / "out", page=False)
+    assert sweep_states(sweep, tmp_path / "out") == {run.digest: "to do"}
+
+    def begun(run: SweepRun, folder: Path, page: bool) -> None:
+        folders.new_part(folder, run).mkdir()
+        sys.exit(1)
+
+    monkeypatch.setattr(_sweep_local, "_one", begun)
+    with pytest.raises(IsthmusError, match=r"1 of 1 runs failed; .*its process ended with exit code 1; they are kept"):
+        run_sweep(sweep, tmp_path / "out", page=False)
+    assert parts(tmp_path / "out") == []
+
+
 def test_the_best_of_each_number_is_named() -> None:
     table, listed = MetricTable(), list[dict[str, Any]]()
     for number, (loss, accuracy) in enumerate([(2.0, 0.5), (1.0, 0.75), (3.0, 0.9), (0.5, 0.2)], 1):

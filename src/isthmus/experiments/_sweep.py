@@ -88,6 +88,7 @@ def run_sweep(
         RunFolderError: `out` is something else, or cannot be written.
         WriteError: the disk is full.
         IsthmusError: some runs failed; the others are complete, and the page shows which.
+            Or a process could not begin, or the scheduler was lost: the same call goes on.
     """
     check_jobs(jobs)
     folder = check_sweep_folder(out)

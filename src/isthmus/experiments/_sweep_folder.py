@@ -57,6 +57,11 @@ def new_part(folder: Path, run: SweepRun) -> Path:
     return folder / RUNS / f"{_PART}{run.digest}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
+def has_begun(folder: Path, run: SweepRun, process: int | None) -> bool:
+    """Whether a process of this machine has begun to make a run."""
+    return any((folder / RUNS).glob(f"{_PART}{run.digest}-*-{process}-*"))
+
+
 def claim(part: Path, place: Path) -> bool:
     """Put a finished run at its place, by one rename; where another one is there already, `part` is thrown away.
 

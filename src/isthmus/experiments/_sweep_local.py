@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
-from isthmus._errors import WriteError
-from isthmus.experiments._sweep_folder import execute, is_settled, record_failure
+from isthmus._errors import IsthmusError, WriteError
+from isthmus.experiments._sweep_folder import execute, has_begun, is_settled, record_failure
 from isthmus.experiments._sweep_settings import SweepRun
 
 IMPORTED_ONCE = ["isthmus.experiments", "lightning_fabric", "altair", "jinja2", "vl_convert"]
+_RAISED = 1
 _DISK_FULL = 73
 _ALONE = 75
 
@@ -74,6 +75,7 @@ def run_here(
 
     Raises:
         WriteError: the disk is full.
+        IsthmusError: a process could not begin (a script that does not guard its main part, say).
     """
     context, waiting = _context(), list(runs)
     running: dict[BaseProcess, SweepRun] = {}
@@ -87,10 +89,13 @@ def run_here(
             over = multiprocessing.connection.wait([process.sentinel for process in running])
             for process in [process for process in running if process.sentinel in over]:
                 process.join()
-                run, code = running.pop(process), process.exitcode
+                run, code, pid = running.pop(process), process.exitcode, process.pid
                 process.close()
                 if code == _DISK_FULL:
                     raise WriteError(f"{folder} could not be written; make room, and the same command goes on")
+                if code == _RAISED and not has_begun(folder, run, pid) and not is_settled(folder, run):
+                    raise IsthmusError("the process of a run ended before the run began, for the reason above; in a "
+                                       'script, call run_sweep below `if __name__ == "__main__":`')  # fmt: skip
                 if not is_settled(folder, run):
                     record_failure(run, folder, _why(code))
                 settled(run)
