@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -360,6 +361,26 @@ def unmeasured_run(make_measured: Callable[..., RunFolder]) -> RunFolder:
 def single_run(make_measured: Callable[..., RunFolder]) -> RunFolder:
     """A run with one representation and no weights."""
     return make_measured(["only"], [], baseline="", title="One site")
+
+
+_VALID: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def _charts_follow_the_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The package does not validate charts against Vega-Lite's schema; here each one is, the first time it is met."""
+    import altair as alt
+
+    to_dict = alt.LayerChart.to_dict
+
+    def validated(chart: alt.LayerChart, *, validate: bool = True, **options: Any) -> dict[str, Any]:
+        spec = to_dict(chart, validate=False, **options)
+        if (key := json.dumps(spec, sort_keys=True)) not in _VALID:
+            to_dict(chart, validate=True, **options)
+            _VALID.add(key)
+        return spec
+
+    monkeypatch.setattr(alt.LayerChart, "to_dict", validated)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import altair as alt
 import numpy as np
 import pytest
 
 from isthmus._errors import InputError
 from isthmus._records import MetricTable, RunFolder
 from isthmus.report import save_charts
-from isthmus.report._charts import ScaleKind, axis_y, scale_kind
+from isthmus.report._charts import ScaleKind, axis_y, finish, scale_kind
 from isthmus.report._read import Curve, RunView, evenly, number
 from isthmus.report._themes import SERIES, THEMES
 
@@ -35,6 +36,13 @@ def test_every_chart_is_saved_in_every_format(normal_run: RunFolder, tmp_path: P
     assert "Is the energy conserved along the path?" in svg
     assert "kinetic energy" in svg
     assert SERIES["light"][0] in svg
+
+
+def test_a_chart_against_the_schema_is_seen() -> None:
+    wrong = alt.Chart(alt.NamedData(name="rows")).mark_line(strokeWidth=2)
+    wrong.mark.strokeWidth = "thick"
+    with pytest.raises(alt.utils.schemapi.SchemaValidationError, match="thick"):
+        finish([wrong], {"rows": []}, "what it shows")
 
 
 def test_panels_of_several_runs_are_numbered(make_run: Callable[..., RunFolder], tmp_path: Path) -> None:
