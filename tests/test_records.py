@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -9,8 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
+from isthmus import _records
 from isthmus._errors import InputError, RunFolderError
-from isthmus._records import COLUMNS, Claim, MetricTable, RunFolder, check_new_folder, write_whole
+from isthmus._records import COLUMNS, Claim, MetricTable, RunFolder, check_new_folder, fresh_folder, write_whole
 
 
 def folder(path: Path) -> RunFolder:
@@ -130,3 +132,17 @@ def test_missing_and_corrupt_files_are_named(tmp_path: Path) -> None:
     (run.path / "verdict.json").write_text(json.dumps([{"name": "x"}]))
     with pytest.raises(RunFolderError, match=r"verdict\.json of schema 1"):
         run.verdict()
+
+
+def test_folders_of_the_same_second_have_different_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, tz: datetime.tzinfo | None = None) -> Clock:
+            return cls(2026, 1, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_records.datetime, "datetime", Clock)
+    for name in ("demo-20260102-030405", "demo-20260102-030405-2", "demo-20260102-030405-3"):
+        folder = fresh_folder("demo")
+        assert folder == Path("runs") / name
+        folder.mkdir(parents=True)

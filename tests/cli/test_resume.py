@@ -33,12 +33,14 @@ def test_a_killed_command_ends_as_an_unbroken_one(data: str, tmp_path: Path, cap
         table = tmp_path / "table.csv"
         rows = [f"{i % 7},{'red' if i % 3 else 'blue'},{(i % 7) ** 2 + i % 3}.5" for i in range(120)]
         table.write_text("\n".join(["size,colour,price", *rows]) + "\n")
-        options = ["--data", str(table), "--target", "price", "--epochs", "250", "--batch-size", "32", *NETWORK]
+        options = ["--data", str(table), "--target", "price", "--epochs", "40", "--batch-size", "32", *NETWORK]
     assert main(["train", *options, "--out", str(tmp_path / "whole")]) == 0
     command = [sys.executable, "-c",
-               "import sys, functools, isthmus.train._loop as l, isthmus.experiments._leaky_run as r;"
-               "r.fit = functools.partial(l.fit, checkpoint_seconds=0.05);"
-               "from isthmus.cli import main; sys.exit(main(sys.argv[1:]))"]  # fmt: skip
+               "import sys, time, functools, isthmus.train._loop as l, isthmus.experiments._leaky_run as r\n"
+               "save, saved = l.save_checkpoint, []\n"
+               "def then_wait(*a):\n    save(*a)\n    saved.append(a)\n    time.sleep(600 if len(saved) == 5 else 0)\n"
+               "l.save_checkpoint = then_wait\nr.fit = functools.partial(l.fit, checkpoint_seconds=0)\n"
+               "from isthmus.cli import main\nsys.exit(main(sys.argv[1:]))"]  # fmt: skip
     out = tmp_path / "killed"
     child = subprocess.Popen([*command, "train", *options, "--out", str(out)], stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -234,15 +234,6 @@ def test_errors_name_what_is_wrong(tmp_path: Path) -> None:
         build_page([])
 
 
-def test_importing_the_report_needs_no_torch() -> None:
-    code = (
-        "import sys, isthmus.report; "
-        "print(sorted({'torch', 'altair', 'vl_convert', 'jinja2', 'pandas'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.strip() == "[]"
-
-
 def test_building_a_page_needs_no_torch(make_run: MakeRun) -> None:
     run = make_run("No torch")
     code = (

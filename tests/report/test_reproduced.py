@@ -551,14 +551,13 @@ def test_charts_are_saved_under_the_names_of_their_panels(run: RunFolder, tmp_pa
 
 def test_hostile_keys_name_no_other_place(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "charts"
-    written = save_charts(hostile(tmp_path / "run"), target, formats=("svg", "png"))
-    assert len(written) >= 26
+    written = save_charts(hostile(tmp_path / "run"), target, formats=("svg",))
+    assert len(written) >= 13
     assert len({path.name.lower() for path in written}) == len(written)
     for path in written:
         assert path.parent == target
-        assert re.fullmatch(r"fig-[A-Za-z0-9_-]{1,130}\.(svg|png)", path.name)
-        if path.suffix == ".svg":
-            ElementTree.parse(path)
+        assert re.fullmatch(r"fig-[A-Za-z0-9_-]{1,130}\.svg", path.name)
+        ElementTree.parse(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "run"]
 
 
