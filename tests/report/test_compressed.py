@@ -108,14 +108,17 @@ def test_the_page_says_who_chose_and_who_judged(small_run: RunFolder) -> None:
     "part", [{}, None, 7, [1], {"depth": "5", "depth_before": 12}, {"depth": True, "depth_before": 12},
              {"depth": -1, "depth_before": 12}, {"depth": 10**9, "depth_before": 12}],
 )  # fmt: skip
-def test_a_record_that_cannot_be_used_is_said(part: Any, tmp_path: Path) -> None:
+def test_a_record_that_cannot_be_used_is_known(part: Any) -> None:
     found = read_compression({"compression": part})
     assert found is not None
     assert found.depth is None or found.before is None
     assert "how many layers" in found.problems[0]
     assert read_compression({}) is None
+
+
+def test_a_page_without_a_record_says_so(tmp_path: Path) -> None:
     run = made(tmp_path / "run")
-    run.write_run(compression=part)
+    run.write_run(compression=7)
     page = Page(build_page(run))
     assert "how many layers there were" in page.text
     assert len(page.specs) == 4
