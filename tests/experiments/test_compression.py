@@ -281,6 +281,8 @@ def altered(base: Path, path: Path, change: Any) -> Path:
         (lambda r: r["configuration"].update(data={}), "which data it was trained on"),
         (lambda r: r["configuration"]["data"].update(seed=4), "their scaling is another"),
         (lambda r: r["configuration"].update(seed="x"), "a run.json of `isthmus train`"),
+        (lambda r: r["configuration"].update(ridge="x"), "a run.json of `isthmus train`"),
+        (lambda r: r["configuration"].pop("precision"), "a run.json of `isthmus train`"),
     ],
 )
 def test_runs_that_cannot_be_compressed_are_refused(base: Path, tmp_path: Path, change: Any, said: str) -> None:

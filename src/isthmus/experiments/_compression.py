@@ -118,10 +118,9 @@ def prepare_compression(
     source.model.to(device)
     if not config.finetune:
         return source, None
-    settings = source.configuration
-    return source, FitConfig(
-        epochs=config.finetune, learning_rate=float(config.learning_rate), log_points=2, loss=source.loss,
-        **{name: settings[name] for name in ("ridge", "batch_size", "precision", "seed")},
+    return source, dataclasses.replace(
+        source.fit, epochs=config.finetune, learning_rate=float(config.learning_rate), log_points=2,
+        validation_fraction=0.0,
     )  # fmt: skip
 
 
@@ -139,7 +138,7 @@ def _written(
     part = target.absolute().parent / f".{target.name}{_PART}{uuid.uuid4().hex[:8]}"
     try:
         run = RunFolder.create(
-            part, command="compress", seed=before["seed"], device=config.device, dtype=before["dtype"],
+            part, command="compress", seed=source.fit.seed, device=config.device, dtype=before["dtype"],
             configuration={
                 **source.configuration, "depth": small.depth, "effective_depth": small.model.effective_depth,
                 "steps": small.model.steps.name, "pairs": 0,

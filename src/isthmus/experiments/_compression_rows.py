@@ -60,7 +60,7 @@ def compression_rows(
         `<full or small>/<split>/<metric>`.
     """
     table, rows = MetricTable(), dict[str, int]()
-    seed: int = source.configuration["seed"]
+    seed = source.fit.seed
     chosen = series_of(method, tuned=tuned)
     for split, part, every, small in (
         (CHOOSING, source.choosing, curves.choosing, curves.small.curve),

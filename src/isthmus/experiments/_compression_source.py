@@ -24,6 +24,8 @@ from isthmus.train import FitConfig, training_rows
 CHOOSERS = ("auto", "validation", "test")
 """Which held-out samples choose a depth."""
 
+_SHARED = ("ridge", "batch_size", "precision", "seed", "validation_fraction")
+
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -45,6 +47,7 @@ class CompressionSource:
         folder: the run.
         saved: its network and scaling.
         task: its data, made again.
+        fit: those settings of its training that a short training more shares.
         train: the samples that it was trained on.
         choosing: the held-out samples that choose the depth.
         judging: the held-out samples that take no part in the choice.
@@ -53,6 +56,7 @@ class CompressionSource:
     folder: RunFolder
     saved: SavedModel
     task: Task
+    fit: FitConfig
     train: Part
     choosing: Part
     judging: Part
@@ -70,7 +74,7 @@ class CompressionSource:
     @property
     def loss(self) -> str:
         """Name of the data term."""
-        return self.folder.run["loss"]
+        return self.fit.loss
 
 
 def read_compressible(run: str | os.PathLike[str], choose_by: str) -> CompressionSource:
@@ -99,14 +103,13 @@ def read_compressible(run: str | os.PathLike[str], choose_by: str) -> Compressio
     task = _task(folder, saved)
     try:
         settings: Mapping[str, Any] = folder.run["configuration"]
-        config = FitConfig(validation_fraction=float(settings["validation_fraction"]), seed=int(settings["seed"]),
-                           loss=folder.run["loss"])  # fmt: skip
+        config = FitConfig(loss=folder.run["loss"], **{name: settings[name] for name in _SHARED})
     except (KeyError, TypeError, ValueError) as error:
         raise RunFolderError("run", str(folder.path), f"a run.json of `isthmus train` ({error!r})") from None
     kept, held = training_rows(len(task.x_train), config)
     choosing, judging = _divided(task, held, choose_by, config.seed)
     train = Part(task.x_train[kept], task.y_train[kept], "those it was trained on")
-    return CompressionSource(folder, saved, task, train, choosing, judging)
+    return CompressionSource(folder, saved, task, config, train, choosing, judging)
 
 
 def _task(folder: RunFolder, saved: SavedModel) -> Task:
