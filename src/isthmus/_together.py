@@ -81,7 +81,7 @@ class Together:
         try:
             how(*what, group=self._group)
         except RuntimeError as error:
-            lost = re.sub(r"^\[\S+\] ", "", _words(error)).split(". ")[0]
+            lost = re.sub(r"^\[\S+\] ", "", str(error)).split(". ")[0]
         else:
             return
         raise ElsewhereError(  # not `from` the other, which would hold the connections open
@@ -142,4 +142,8 @@ class Together:
 
 
 def _words(error: Exception) -> str:
-    return " ".join(str(error).split())[:_MOST] or type(error).__name__
+    """What an error says, with its type where it is not one of ours; of a long one the beginning and the end."""
+    text, kind = " ".join(str(error).split()), type(error).__name__
+    if not text or not isinstance(error, IsthmusError):
+        text = f"{kind}: {text}" if text else kind
+    return text if len(text) <= _MOST else f"{text[: _MOST // 3]} … {text[-2 * _MOST // 3 :]}"

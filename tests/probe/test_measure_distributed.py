@@ -19,7 +19,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, TensorDataset
 
 import isthmus
-from isthmus import InputError
+from isthmus import InputError, IsthmusError
+from isthmus._together import _words
 from isthmus.geometry import StreamAccumulator
 from isthmus.models import LeakyResNet, LeakyStack
 from isthmus.probe._batches import Batch
@@ -363,6 +364,16 @@ def test_checksums_know_places_and_dtypes() -> None:
         assert _summed(t) != _summed(t.roll(1, 0))
     assert _summed(torch.zeros(4)) != _summed(torch.zeros(2, 2))
     assert _summed(torch.zeros(0)) == _summed(torch.zeros(0))
+
+
+def test_an_error_is_told_with_its_type_and_its_end() -> None:
+    assert _words(InputError("data", 1, "two")) == "data: got 1, expected two"
+    assert _words(IsthmusError("")) == "IsthmusError"
+    assert _words(KeyError()) == "KeyError"
+    told = _words(ValueError("Caught in a worker.\n" + "File … " * 90 + "KeyError: 7"))
+    assert told.startswith("ValueError: Caught in a worker. File")
+    assert told.endswith("KeyError: 7")
+    assert len(told) <= 303
 
 
 def test_processes_that_do_not_know_each_other() -> None:

@@ -221,7 +221,7 @@ def test_errors_are_those_of_all(what: str, words: str, said: list[dict[str, Any
 
 
 def test_an_error_of_the_first_process_stops_the_other(said: list[dict[str, Any]]) -> None:
-    assert said[1]["an error on 0"] == ["ElsewhereError", "process 0 of 2 has stopped: no more at 1"]
+    assert said[1]["an error on 0"] == ["ElsewhereError", "process 0 of 2 has stopped: ValueError: no more at 1"]
 
 
 def test_half_precision_scales_the_loss_once() -> None:
