@@ -24,6 +24,7 @@ from isthmus._together import _words
 from isthmus.geometry import StreamAccumulator
 from isthmus.models import LeakyResNet, LeakyStack
 from isthmus.probe._batches import Batch
+from isthmus.probe._guard import untouched
 from isthmus.probe._shards import _placed, _summed
 
 SCRIPT = """
@@ -348,6 +349,19 @@ def test_a_group_of_one_process_says_what_one_does() -> None:
     alone = isthmus.measure(model_of("few"), whole(), progress=False, **GIVEN["stack"])
     assert together.table.equals(alone.table)
     assert "1 process measured" in together.notes[0]
+
+
+def test_a_part_that_is_data_parallel_is_left_as_it_was() -> None:
+    names = ("broadcast_buffers", "require_backward_grad_sync", "require_forward_param_sync")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        inside: Any = parallel_inside()
+        inside[0].require_backward_grad_sync = False  # as within no_sync
+        with untouched(inside, 0):
+            assert [getattr(inside[0], name) for name in names] == [False] * 3
+        assert [getattr(inside[0], name) for name in names] == [True, False, True]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_two_samples_are_sent_and_not_the_batch_that_they_are_of() -> None:
