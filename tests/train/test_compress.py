@@ -9,7 +9,17 @@ from torch import Tensor
 
 from isthmus import InputError
 from isthmus.models import LeakyResNet
-from isthmus.train import RESAMPLE_METHODS, FitConfig, compress, data_term, depth_curve, fit, resample, score
+from isthmus.train import (
+    RESAMPLE_METHODS,
+    FitConfig,
+    compress,
+    data_term,
+    depth_curve,
+    depth_curves,
+    fit,
+    resample,
+    score,
+)
 
 FIT = FitConfig(epochs=150, learning_rate=1e-2, log_points=2)
 
@@ -153,6 +163,18 @@ def test_the_same_networks_are_judged_by_samples_that_did_not_choose(trained: Le
     assert caught.value.argument == "x_judge"
     with pytest.raises(InputError, match="as many rows as x_judge") as caught:
         compress(trained, x, y, tolerance=9.0, x_judge=x_judge, y_judge=y_judge[1:])
+
+
+def test_several_sets_of_samples_are_judged_at_once(trained: LeakyResNet) -> None:
+    sets, (seen, _) = [data(40, 1), data(30, 5)], data(80, 0)
+    heard: list[tuple[int, int, int]] = []
+    found = depth_curves(trained, sets, depths=[5, 2], x_train=seen, progress=lambda *given: heard.append(given))
+    assert found == [depth_curve(trained, x, y, depths=[5, 2], x_train=seen) for x, y in sets]
+    assert heard == [(i, 12, depth) for i, depth in enumerate([8] * 4 + [5] * 4 + [2] * 4)]
+    assert depth_curves(trained, sets, depths=[5])[0] == depth_curve(trained, *sets[0], depths=[5])
+    with pytest.raises(InputError, match="at least one set") as caught:
+        depth_curves(trained, [])
+    assert caught.value.argument == "parts"
 
 
 @pytest.mark.parametrize(("method", "least"), [("refit", 3), ("equidistant", 3), ("drop", 1)])

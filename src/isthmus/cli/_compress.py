@@ -16,10 +16,10 @@ from isthmus.cli._output import fresh_folder, print_run
 
 
 @contextmanager
-def _depth_progress(quiet: bool) -> Generator[Callable[[int, int, int], None] | None]:
-    """A bar on stderr over all depths, with the time left; None where `quiet`."""
+def _depth_progress(quiet: bool) -> Generator[tuple[Callable[[int, int, int], None] | None, Callable[[], None]]]:
+    """A bar on stderr over all depths, with the time left, and what ends its line; None where `quiet`."""
     if quiet:
-        yield None
+        yield None, lambda: None
         return
     columns = (TextColumn("trying depths"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn(),
                TextColumn("left"), TextColumn("{task.fields[depth]}"))  # fmt: skip
@@ -28,13 +28,18 @@ def _depth_progress(quiet: bool) -> Generator[Callable[[int, int, int], None] | 
 
     def update(done: int, work: int, depth: int) -> None:
         bar.start()  # not before the first depth: bad input leaves no empty bar behind
+        if bar.tasks[0].total != work:  # first every method, then the depths to choose from
+            bar.reset(task, total=work)
         bar.update(task, completed=done, total=work, depth=f"{depth} layer{'s' if depth != 1 else ''}")
 
-    try:
-        yield update
-    finally:
+    def pause() -> None:
         if bar.live.is_started:
             bar.stop()
+
+    try:
+        yield update, pause
+    finally:
+        pause()
 
 
 def compress(
@@ -68,10 +73,12 @@ def compress(
         console.print("dry run: nothing was written", highlight=False)
         return
 
-    def show(curve: object) -> None:
-        console.print(f"On the samples that choose, {escape(str(curve))}\n", highlight=False, soft_wrap=True)
+    with _depth_progress(quiet) as (progress, pause):
 
-    with _depth_progress(quiet) as progress:
+        def show(curve: object) -> None:
+            pause()
+            console.print(f"On the samples that choose, {escape(str(curve))}\n", highlight=False, soft_wrap=True)
+
         found = run_compression(run, out or fresh_folder("compress"), config, show=None if quiet else show,
                                 progress=progress)  # fmt: skip
     print_run(found)

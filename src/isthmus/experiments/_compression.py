@@ -15,12 +15,12 @@ from pathlib import Path
 from isthmus._errors import InputError, RunFolderError, near_name_hint
 from isthmus._records import RunFolder, check_new_folder
 from isthmus.experiments._compression_rows import Curves, compression_record, compression_rows, per_sample
-from isthmus.experiments._compression_source import CHOOSERS, CompressionSource, Part, read_compressible
+from isthmus.experiments._compression_source import CHOOSERS, CompressionSource, read_compressible
 from isthmus.experiments._compression_verdict import compression_claims
 from isthmus.experiments._kept import save_weights
 from isthmus.models import check_device, real_number, whole_number
 from isthmus.report import write_page
-from isthmus.train import RESAMPLE_METHODS, DepthCurve, FitConfig, compress, depth_curve
+from isthmus.train import RESAMPLE_METHODS, DepthCurve, FitConfig, compress, depth_curves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,8 @@ def run_compression(
         out: the new run folder; `load`, `isthmus predict` and `isthmus report` read it like that of a training.
         config: what is asked for; the defaults unless given.
         show: called with loss against depth by every method, on the samples that choose, before anything is chosen.
-        progress: called with the work done, all of it (layers times epochs), and the depth at hand.
+        progress: called with the work done, all of it, and the depth at hand: first over the networks of every method,
+            then in layers times epochs over those that one is chosen from.
         page: write the page, too.
 
     Raises:
@@ -93,14 +94,12 @@ def run_compression(
     config = config or CompressionConfig()
     target, begun = check_new_folder(out), time.monotonic()
     source, tuning = prepare_compression(run, config)
-
-    def curve(part: Part) -> DepthCurve:
-        return depth_curve(source.model, part.x, part.y, loss=source.loss, x_train=source.train.x)
-
-    choosing = curve(source.choosing)
+    choosing, judging = depth_curves(
+        source.model, [(part.x, part.y) for part in (source.choosing, source.judging)], loss=source.loss,
+        x_train=source.train.x, progress=progress,
+    )  # fmt: skip
     if show is not None:
         show(choosing)
-    judging = curve(source.judging)
     small = compress(
         source.model, source.choosing.x, source.choosing.y, tolerance=config.tolerance, relative=not config.absolute,
         loss=source.loss, method=config.method, x_train=source.train.x, y_train=source.train.y, finetune=tuning,

@@ -8,7 +8,7 @@ import os
 import time
 
 from isthmus.experiments._compression import CompressionConfig, prepare_compression
-from isthmus.train import depth_curve, fit
+from isthmus.train import depth_curves, fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +57,9 @@ def plan_compression(run: str | os.PathLike[str], config: CompressionConfig | No
     source, tuning = prepare_compression(run, config)
     model, train, layers = source.model, source.train, source.model.depth
     begun = time.perf_counter()
-    depth_curve(model, source.judging.x, source.judging.y, loss=source.loss, depths=[layers - 1],
-                x_train=train.x)  # fmt: skip
-    seconds = (time.perf_counter() - begun) * 2 * (layers - 1)
+    depth_curves(model, [(part.x, part.y) for part in (source.choosing, source.judging)], loss=source.loss,
+                 depths=[layers - 1], x_train=train.x)  # fmt: skip
+    seconds = (time.perf_counter() - begun) * (layers - 1)
     if tuning is not None:
         made = copy.deepcopy(model)
         one = dataclasses.replace(tuning, epochs=1)

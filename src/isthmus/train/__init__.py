@@ -6,6 +6,7 @@ from isthmus.train._compress import DepthCurve as DepthCurve
 from isthmus.train._compress import DepthPoint as DepthPoint
 from isthmus.train._compress import compress as compress
 from isthmus.train._compress import depth_curve as depth_curve
+from isthmus.train._compress import depth_curves as depth_curves
 from isthmus.train._config import PRECISIONS as PRECISIONS
 from isthmus.train._config import FitConfig as FitConfig
 from isthmus.train._descent import Descent as Descent

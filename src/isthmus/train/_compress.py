@@ -16,7 +16,7 @@ from isthmus.models import LeakyResNet, real_number, whole_number
 from isthmus.train._config import FitConfig
 from isthmus.train._loop import fit
 from isthmus.train._objective import check_samples, data_term, score
-from isthmus.train._resample import RESAMPLE_METHODS, least_depth, resample
+from isthmus.train._resample import RESAMPLE_METHODS, least_depth, resampler
 
 if TYPE_CHECKING:
     import polars as pl
@@ -148,14 +148,57 @@ def depth_curve(
         >>> curve.full.depth, curve.points[0].depth
         (6, 6)
     """
-    x, y = _checked(model, x, y, loss)
-    full, _ = _full(model, x, y, loss)
+    (curve,) = depth_curves(model, [(x, y)], loss=loss, depths=depths, methods=methods, x_train=x_train)
+    return curve
+
+
+def depth_curves(
+    model: LeakyResNet,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    *,
+    loss: str = "square",
+    depths: Sequence[int] | None = None,
+    methods: Sequence[str] = RESAMPLE_METHODS,
+    x_train: Float[Tensor, "m features"] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> list[DepthCurve]:
+    """`depth_curve` for several sets of samples: each network is made once, and judged by all of them.
+
+    Args:
+        model: the network; it is left as it is.
+        parts: inputs and targets of each set: samples that choose a depth, say, and others that judge it.
+        loss: see `depth_curve`, as for `depths` and `methods`.
+        depths: numbers of layers.
+        methods: of `resample`.
+        x_train: inputs by which layers are merged, refitted and dropped; those of the first set unless given.
+        progress: called with the networks made, their number, and the depth at hand.
+
+    Raises:
+        InputError: as `depth_curve`; no set of samples.
+
+    Example:
+        >>> net = LeakyResNet(8, 2, width=16, depth=6, effective_depth=2.0)
+        >>> sets = [(torch.randn(20, 8), torch.randn(20, 2)) for _ in range(2)]
+        >>> chooses, judges = depth_curves(net, sets, methods=["merge"])
+        >>> len(chooses.points) == len(judges.points)
+        True
+    """
+    if not parts:
+        raise InputError("parts", "none", "at least one set of samples")
+    known = [_checked(model, x, y, loss) for x, y in parts]
+    fulls = [_full(model, x, y, loss)[0] for x, y in known]
     wanted = range(1, model.depth + 1) if depths is None else [whole_number("depths", depth) for depth in depths]
     order = sorted({*wanted, model.depth}, reverse=True)
-    inputs = x if x_train is None else x_train
-    points = [_point(_made(model, depth, inputs, method), method, depth, x, y, loss)
-              for depth in order for method in dict.fromkeys(methods)]  # fmt: skip
-    return _curve(points, full, loss)
+    make, ways = resampler(model, known[0][0] if x_train is None else x_train), list(dict.fromkeys(methods))
+    points: list[list[DepthPoint]] = [[] for _ in known]
+    for i, depth in enumerate(order):
+        for j, method in enumerate(ways):
+            if progress is not None:
+                progress(i * len(ways) + j, len(order) * len(ways), depth)
+            network = _made(make, depth, method)
+            for judged, (x, y) in zip(points, known, strict=True):
+                judged.append(_point(network, method, depth, x, y, loss))
+    return [_curve(judged, full, loss) for judged, full in zip(points, fulls, strict=True)]
 
 
 def compress(
@@ -220,7 +263,7 @@ def compress(
     others = None if x_judge is None or y_judge is None else _checked(model, x_judge, y_judge, loss, "judge")
     full, cost = _full(model, x, y, loss)
     bound = (1 + allowed) * cost if relative else cost + allowed
-    inputs = x if x_train is None else x_train
+    make = resampler(model, x if x_train is None else x_train)
     points, chosen = [dataclasses.replace(full, method=method)], None
     wholly = None if others is None else _full(model, *others, loss, "x_judge")[0]
     judged = [] if wholly is None else [dataclasses.replace(wholly, method=method)]
@@ -230,7 +273,7 @@ def compress(
         done = work - epochs * sum(range(least_depth(model, method), depth + 1))
         if progress is not None:
             progress(min(done, work), work, depth)
-        network = _made(model, depth, inputs, method)
+        network = _made(make, depth, method)
         if not isinstance(network, str) and finetune is not None and x_train is not None and y_train is not None:
             network = _tuned(network, x_train, y_train, finetune, _epochs_of(progress, done, work, depth))
         point = _point(network, method, depth, x, y, loss)
@@ -262,10 +305,10 @@ def _curve(points: Sequence[DepthPoint], full: DepthPoint, loss: str) -> DepthCu
     return DepthCurve(tuple(points), full, loss, "accuracy" if loss == "cross_entropy" else "r_squared")
 
 
-def _made(model: LeakyResNet, depth: int, inputs: Tensor, method: str) -> LeakyResNet | str:
+def _made(make: Callable[[int, str], LeakyResNet], depth: int, method: str) -> LeakyResNet | str:
     """The network, or why there is none."""
     try:
-        return resample(model, depth, inputs, method=method)
+        return make(depth, method)
     except InputError as error:
         if error.argument != "depth":
             raise

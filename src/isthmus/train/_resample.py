@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -96,10 +96,28 @@ def resample(
         if depth > model.depth:
             raise InputError("depth", depth, f"at most the {model.depth} layers there are, for method {method!r}",
                              "use method='equidistant' for more layers")  # fmt: skip
-        path = _path(model, x)
-        if method == "drop":
-            return _dropped(model, depth, path)
-        return _merged(model, depth, path, refit=method == "refit")
+        return _from_path(model, depth, method, _path(model, x))
+
+
+def resampler(model: LeakyResNet, x: Float[Tensor, "n features"]) -> Callable[[int, str], LeakyResNet]:
+    """`resample` for many depths and methods of one model, whose path over `x` is walked once."""
+    walked: list[Tensor] = []
+
+    def make(depth: int, method: str) -> LeakyResNet:
+        if method not in ("merge", "refit", "drop") or depth > model.depth:
+            return resample(model, depth, x, method=method)
+        with torch.no_grad():
+            if not walked:
+                walked.append(_path(model, x))
+            return _from_path(model, whole_number("depth", depth), method, walked[0])
+
+    return make
+
+
+def _from_path(model: LeakyResNet, depth: int, method: str, path: Tensor) -> LeakyResNet:
+    if method == "drop":
+        return _dropped(model, depth, path)
+    return _merged(model, depth, path, refit=method == "refit")
 
 
 def _path(model: LeakyResNet, x: Tensor) -> Tensor:
