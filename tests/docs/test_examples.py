@@ -18,7 +18,9 @@ from isthmus.probe import _monitor_schedule
 ROOT = Path(__file__).parents[2]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 SHORTEST = "effective-theory.md"
-SHORTER = {  # training of the same kind, in a few steps less
+SHORTER = {  # trainings of the same kind, in fewer steps; that processes give the same has its own tests
+    "estimators.md": ("cv=3", "cv=2"),
+    "several-processes.md": ("processes=2)", "processes=1)"),
     "during-training-trainer.md": ("max_steps=120", "max_steps=56"),
     "during-training-lightning.md": ("max_epochs=100", "max_epochs=35"),
 }

@@ -36,8 +36,8 @@ def test_scikit_learns_checks_with_the_defaults(estimator: Estimator, check: Cal
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @parametrize_with_checks([
-    LeakyResNetRegressor(max_epochs=100, depth=2, learning_rate=3e-2),
-    LeakyResNetClassifier(max_epochs=60, depth=2, learning_rate=3e-2),
+    LeakyResNetRegressor(max_epochs=50, depth=2, learning_rate=3e-2),
+    LeakyResNetClassifier(max_epochs=30, depth=2, learning_rate=3e-2),
 ])  # fmt: skip
 def test_scikit_learns_checks(estimator: Estimator, check: Callable[[Any], None]) -> None:
     check(estimator)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import altair as alt
+import jsonschema
 import numpy as np
 import pytest
 
@@ -41,7 +42,7 @@ def test_every_chart_is_saved_in_every_format(normal_run: RunFolder, tmp_path: P
 def test_a_chart_against_the_schema_is_seen() -> None:
     wrong = alt.Chart(alt.NamedData(name="rows")).mark_line(strokeWidth=2)
     wrong.mark.strokeWidth = "thick"
-    with pytest.raises(alt.utils.schemapi.SchemaValidationError, match="thick"):
+    with pytest.raises(jsonschema.ValidationError, match="line"):
         finish([wrong], {"rows": []}, "what it shows")
 
 
