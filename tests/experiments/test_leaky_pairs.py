@@ -20,17 +20,16 @@ class _KilledError(Exception):
 def test_a_training_that_diverges_keeps_the_pairs_from_before(tmp_path, monkeypatch):
     source = {"name": "teacher", "kind": "mlp", "widths": [6, 2, 6], "n_train": 40, "n_test": 10, "seed": 0}
     config = LeakyConfig(width=8, depth=3, effective_depth=2.0, epochs=20, log_points=2, pairs=4, learning_rate=1e-3)
-    ended, objective = [], _loop.objective
+    ended, data_term = [], _loop.data_term
 
-    def objective_until(*given):
-        cost, ridge = objective(*given)
-        return (cost * float("nan") if ended else cost), ridge
+    def data_term_until(*given, **options):
+        return data_term(*given, **options) * (float("nan") if ended else 1)
 
     def watch(epoch, epochs, log):
         if epoch == 12:
             ended.append(epoch)
 
-    monkeypatch.setattr(_loop, "objective", objective_until)
+    monkeypatch.setattr(_loop, "data_term", data_term_until)
     options = {"command": "train", "title": "t", "data": source, "progress": watch}
     with pytest.raises(DivergedError, match="epoch 13"):
         run_leaky(task_from_source(source), config, tmp_path / "run", **options)
