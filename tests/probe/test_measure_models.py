@@ -580,8 +580,14 @@ def check_gradients(
     return checked
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "residual", "lstm", "lstm, time first", "resnet", "vit"])
-@pytest.mark.parametrize("batch_size", [1, 4, 64])
+@pytest.mark.parametrize(
+    ("batch_size", "name"),
+    [
+        pytest.param(size, name, marks=pytest.mark.slow if size == 1 and name in ("residual", "resnet", "vit") else [])
+        for size in (1, 4, 64)
+        for name in ("mlp", "cnn", "residual", "lstm", "lstm, time first", "resnet", "vit")
+    ],
+)
 def test_backward_norms_are_those_of_the_whole_data_in_one_batch(name: str, batch_size: int) -> None:
     case = CASES[name]
     model, data = prepared(case.make()), case.data()
