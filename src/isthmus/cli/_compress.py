@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from isthmus.cli._output import fresh_folder, print_run
+from isthmus.cli._output import Bar, fresh_folder, print_run, progress_bar
 
 
-@contextmanager
-def _depth_progress(quiet: bool) -> Generator[tuple[Callable[[int, int, int], None] | None, Callable[[], None]]]:
-    """A bar on stderr over all depths, with the time left, and what ends its line; None where `quiet`."""
-    if quiet:
-        yield None, lambda: None
-        return
-    columns = (TextColumn("trying depths"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn(),
-               TextColumn("left"), TextColumn("{task.fields[depth]}"))  # fmt: skip
-    bar = Progress(*columns, console=Console(stderr=True))
-    task = bar.add_task("trying", total=None, depth="")
+def _shown_by(bar: Bar) -> Callable[[int, int, int], None]:
+    """The bar over all depths: first by every method, then those to choose from."""
+    whole = 0
 
     def update(done: int, work: int, depth: int) -> None:
-        bar.start()  # not before the first depth: bad input leaves no empty bar behind
-        if bar.tasks[0].total != work:  # first every method, then the depths to choose from
-            bar.reset(task, total=work)
-        bar.update(task, completed=done, total=work, depth=f"{depth} layer{'s' if depth != 1 else ''}")
+        nonlocal whole
+        if whole not in (0, work):
+            bar.begin_again()
+        whole = work
+        bar.show(done, work, f"{depth} layer{'s' if depth != 1 else ''}")
 
-    def pause() -> None:
-        if bar.live.is_started:
-            bar.stop()
-
-    try:
-        yield update, pause
-    finally:
-        pause()
+    return update
 
 
 def compress(
@@ -73,12 +58,13 @@ def compress(
         console.print("dry run: nothing was written", highlight=False)
         return
 
-    with _depth_progress(quiet) as (progress, pause):
+    with progress_bar(quiet, "trying depths", share=True) as bar:
 
         def show(curve: object) -> None:
-            pause()
+            if bar is not None:
+                bar.stop()
             console.print(f"On the samples that choose, {escape(str(curve))}\n", highlight=False, soft_wrap=True)
 
         found = run_compression(run, out or fresh_folder("compress"), config, show=None if quiet else show,
-                                progress=progress)  # fmt: skip
+                                progress=None if bar is None else _shown_by(bar))  # fmt: skip
     print_run(found)

@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from isthmus._errors import DataNote, InputError
-from isthmus.cli._output import print_run
+from isthmus.cli._output import print_run, progress_bar
 from isthmus.cli._source import source_of, task_and_notes
-
-
-@contextmanager
-def _work_progress(quiet: bool) -> Generator[Callable[[float, float, str], None] | None]:
-    """A bar on stderr over the work, with the time left and the network in training; None where `quiet`."""
-    if quiet:
-        yield None
-        return
-    columns = (TextColumn("training"), BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn(),
-               TextColumn("left"), TextColumn("{task.fields[network]}"))  # fmt: skip
-    bar = Progress(*columns, console=Console(stderr=True), speed_estimate_period=600)
-    task = bar.add_task("training", total=None, network="")
-
-    def update(done: float, total: float, network: str) -> None:
-        bar.start()  # not before the first network: bad input leaves no empty bar behind
-        bar.update(task, completed=done, total=total, network=network)
-
-    try:
-        yield update
-    finally:
-        if bar.live.is_started:
-            bar.stop()
 
 
 def _depths(words: tuple[str, ...]) -> tuple[int, ...]:
@@ -106,7 +81,7 @@ def cost(
             console.print(f"{name:<22}{escape(value)}", highlight=False, soft_wrap=True)
         console.print("dry run: nothing was written", highlight=False)
         return
-    with _work_progress(quiet) as progress:
+    with progress_bar(quiet, "training", share=True, period=600) as bar:
         run = run_cost(samples, settings, out or cost_folder(samples, settings), data=source, notes=(*notes, *changed),
-                       jobs=jobs, progress=progress)  # fmt: skip
+                       jobs=jobs, progress=None if bar is None else bar.show)  # fmt: skip
     print_run(run)

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from isthmus.cli._output import print_run
+from isthmus.cli._output import print_run, progress_bar
 
 if TYPE_CHECKING:
     from isthmus.experiments import Sweep
@@ -21,23 +20,13 @@ if TYPE_CHECKING:
 @contextmanager
 def _runs_progress(quiet: bool) -> Generator[Callable[[int, int, int], None] | None]:
     """A bar on stderr over the runs, with the time left and how many failed; None where `quiet`."""
-    if quiet:
-        yield None
-        return
-    columns = (TextColumn("runs"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("left"), TextColumn("{task.fields[failed]}"))  # fmt: skip
-    bar = Progress(*columns, console=Console(stderr=True), speed_estimate_period=3600)
-    task = bar.add_task("runs", total=None, failed="")
+    with progress_bar(quiet, "runs", period=3600) as bar:
 
-    def update(settled: int, failed: int, runs: int) -> None:
-        bar.start()  # not before the first call: bad input leaves no empty bar behind
-        bar.update(task, completed=settled, total=runs, failed=f"{failed} failed" if failed else "")
+        def update(settled: int, failed: int, runs: int) -> None:
+            if bar is not None:
+                bar.show(settled, runs, f"{failed} failed" if failed else "")
 
-    try:
-        yield update
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+        yield None if bar is None else update
 
 
 def _print_plan(sweep: Sweep, out: Path, jobs: int, retry_failed: bool) -> None:
