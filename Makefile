@@ -14,8 +14,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
 
-# What the caller's shell happens to hold must not leak into the environment made here.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+# What the caller's shell happens to hold must not leak into the environment made here. Without bytecode each process of
+# the tests would compile the package anew, for seconds.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV PYTHONDONTWRITEBYTECODE
 # The theme announces its successor on every build.
 export NO_MKDOCS_2_WARNING = 1
 # One thread per test worker: two workers share two cores, and sums then have one order.
