@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,27 @@ def plain(a: float, b: str = "") -> str:
     return b or a
 
 
+def adding(k: int):
+    def add(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"], more: int = 0) -> Float[Tensor, "n d"]:
+        return (a + b + k + more).mT if k < 0 else a + b + k + more
+
+    return add
+
+
+def keeping(weights: Tensor):
+    def held(n: int) -> int:
+        return n * len(weights) // 2
+
+    return held
+
+
+def count(k: int) -> int:
+    def down(n: int) -> int:
+        return 0 if n == 0 else 1 + down(n - 1)
+
+    return down(k)
+
+
 @dataclasses.dataclass
 class Held:
     a: Float[Tensor, " n"]
@@ -69,6 +92,15 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield importlib.import_module("package_for_checks")
 
 
+def test_a_local_function_is_not_kept(checked: Any) -> None:
+    weights = zeros(2, 2)
+    seen = weakref.ref(weights)
+    assert checked.keeping(weights)(1) == 1
+    del weights
+    gc.collect()
+    assert seen() is None
+
+
 def zeros(*shape: int) -> torch.Tensor:
     return torch.zeros(*shape)
 
@@ -82,6 +114,10 @@ def test_what_fits_passes(checked: Any) -> None:
     assert checked.longer([zeros(3)]).shape == (4,)
     assert [len(row) for row in checked.pieces(zeros(2, 3))] == [3, 3]
     assert checked.plain(1.0, "b") == "b"
+    one, ten = checked.adding(1), checked.adding(10)  # two functions of one `def`
+    assert [float(f(zeros(2, 3), b=zeros(2, 3)).max()) for f in (one, ten, one)] == [1, 10, 1]
+    assert ten(zeros(1, 1), zeros(1, 1), more=5) == 15
+    assert checked.count(5) == 5
     assert checked.Held(zeros(2), zeros(2)).both(zeros(2)).shape == (2,)
 
 
@@ -98,6 +134,10 @@ def test_what_fits_passes(checked: Any) -> None:
         lambda m: m.either(torch.arange(2), zeros(3)),
         lambda m: m.longer([zeros(3), zeros(3)]),
         lambda m: list(m.pieces(zeros(2))),
+        lambda m: (m.adding(1)(zeros(2, 3), zeros(2, 3)), m.adding(2)(zeros(2, 3), zeros(3, 3))),
+        lambda m: m.adding(-1)(zeros(2, 3), zeros(2, 3)),
+        lambda m: m.adding(1)(zeros(2, 3), zeros(2, 3), more="1"),
+        lambda m: m.count(2.0),
         lambda m: m.plain(1),
         lambda m: m.plain(1.0),
         lambda m: m.Held(zeros(2), zeros(3)),
