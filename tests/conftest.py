@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 import torch
 
@@ -11,6 +12,10 @@ from typechecked import check_annotations
 
 # Shapes and types in signatures are checked while the tests run, and only then.
 check_annotations("isthmus")
+
+# Tests time nothing: a busy machine fails none.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
