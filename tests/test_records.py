@@ -4,6 +4,7 @@ import datetime
 import json
 import math
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,13 @@ def test_folders_of_the_same_second_have_different_names(tmp_path: Path, monkeyp
         folder = fresh_folder("demo")
         assert folder == Path("runs") / name
         folder.mkdir(parents=True)
+
+
+@pytest.mark.parametrize("kind", [InputError, RunFolderError])
+@pytest.mark.parametrize("value", [3, "three", list(range(200)), lambda: 3])
+def test_an_error_says_the_same_in_another_process(kind: type[InputError], value: object) -> None:
+    error = kind("depth", value, "2 or more", "try 20")
+    back = pickle.loads(pickle.dumps(error))
+    assert type(back) is kind
+    assert str(back) == str(error)
+    assert (back.argument, back.expected, back.hint) == ("depth", "2 or more", "try 20")

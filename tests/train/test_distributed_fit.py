@@ -8,15 +8,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from isthmus import InputError, IsthmusError, LeakyResNet
 from isthmus._errors import DivergedError
+from isthmus.probe import PairWarning
 from isthmus.train import FitConfig, FitResult, check_processes, fit
 
 SCRIPT = """
@@ -117,6 +121,12 @@ def of_one_process(rank: int, folder: str) -> dict[str, Any]:
     said["few"] = _error(lambda: fit(net(), x[:1], y[:1], FitConfig(epochs=2), distributed=True))
     said["both"] = _error(lambda: fit(net(), x, y, FitConfig(epochs=2), distributed=True, processes=2))
     said["diverged"] = _error(lambda: fit(far_off(), x, y, FitConfig(epochs=9), distributed=True))
+
+    del os.environ["OMP_NUM_THREADS"]
+    torch.set_num_threads(3)
+    fit(net(), x, y, FitConfig(epochs=1), distributed=True)
+    said["threads"] = [torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")]
+    torch.set_num_threads(1)
 
     def stops(epoch: int, *_: Any) -> None:
         raise ValueError(f"no more at {epoch}")
@@ -224,6 +234,10 @@ def test_an_error_of_the_first_process_stops_the_other(said: list[dict[str, Any]
     assert said[1]["an error on 0"] == ["ElsewhereError", "process 0 of 2 has stopped: ValueError: no more at 1"]
 
 
+def test_numbers_of_threads_stay(said: list[dict[str, Any]]) -> None:
+    assert [one["threads"] for one in said] == [[3, None]] * 2
+
+
 def test_half_precision_scales_the_loss_once() -> None:
     """By SGD, which feels the size of a gradient, as Adam does not."""
     whole, half = ({"epochs": 1, "sgd_epochs": 12, "learning_rate": 1e-6, "sgd_learning_rate": 1e-2}
@@ -256,6 +270,21 @@ def test_more_processes_than_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         check_processes(2, 33, torch.device("mps"))
 
 
+def test_one_process_is_alone_whatever_a_cluster_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"SLURM_NTASKS": "2", "SLURM_JOB_NAME": "job", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "RANK": "1",
+            "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}  # fmt: skip
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    fit(net(), *samples(), FitConfig(epochs=2))
+    assert {name: os.environ.get(name) for name in said} == said
+    assert not dist.is_initialized()
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(InputError, match="model: got no parameter with requires_grad, expected at least one to train"):
+        fit(net().requires_grad_(False), *samples(), FitConfig(epochs=2))
+
+
 def test_a_model_that_cannot_be_sent() -> None:
     model = net(activation=lambda z: z.relu())
     with pytest.raises(InputError, match=r"model: got .*expected a model that can be sent to other processes"):
@@ -282,6 +311,7 @@ def test_processes_started_here_train_the_model_that_was_given() -> None:
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_stops_the_training_and_leaves_the_checkpoint(tmp_path: Path) -> None:
     x, y = samples()
     config, kept = FitConfig(epochs=200, learning_rate=2e-2, log_points=2), tmp_path / "last.pt"
@@ -303,8 +333,93 @@ def test_a_killed_process_stops_the_training_and_leaves_the_checkpoint(tmp_path:
     assert torch.allclose(model.weight, alone.weight, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_divergence_comes_back_with_its_pairs() -> None:
     x, y = samples()
-    with pytest.raises(DivergedError, match="not a finite number at epoch") as caught:
+    with (
+        pytest.warns(PairWarning, match="not finite at step 0") as said,
+        pytest.raises(DivergedError, match="not a finite number at epoch") as caught,
+    ):
         fit(far_off(), x, y, FitConfig(epochs=9, pairs=2), processes=2)
     assert caught.value.pairs is not None
+    assert len(said) == 1
+
+
+class Odd(nn.Module):
+    """Says once how its process is set, and stops the second one."""
+
+    calls = 0
+
+    def forward(self, z: Tensor) -> Tensor:
+        Odd.calls += 1
+        mode, precision = torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision()
+        warnings.warn(f"modes {mode} and {precision}", stacklevel=1)
+        if dist.get_rank() == 1 and Odd.calls > 9:
+            raise ValueError("odd")
+        return z.relu()
+
+
+@pytest.mark.slow
+def test_the_error_that_came_first_and_one_of_equal_warnings_come_back() -> None:
+    x, y = samples()
+    torch.set_float32_matmul_precision("high")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with pytest.warns(UserWarning, match="modes 1 and high") as said, pytest.raises(ValueError, match=r"^odd$"):
+            fit(net(activation=Odd()), x, y, FitConfig(epochs=9), processes=2)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        torch.use_deterministic_algorithms(True)
+    assert len(said) == 1
+
+
+def test_a_worker_starts_no_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(InputError, match="processes: got 2, expected 1 inside a worker of multiprocessing"):
+        fit(net(), *samples(), FitConfig(epochs=2), processes=2)
+
+
+STARTS = """
+import torch
+from isthmus import LeakyResNet
+from isthmus.train import FitConfig, fit
+x = torch.randn(20000, 4)  # more than what a pipe holds
+{guard}
+    print(fit(LeakyResNet(4, 4, width=6, depth=5, effective_depth=3.0), x, x, FitConfig(epochs=100000), processes=2))
+"""
+
+
+def _script(folder: Path, guard: str) -> subprocess.Popen[str]:
+    (folder / "script.py").write_text(STARTS.format(guard=guard))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, str(folder / "script.py")], env=environment, text=True,
+                            stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_script_without_a_guard_ends_and_says_so(tmp_path: Path) -> None:
+    script = _script(tmp_path, "if True:")
+    _, words = script.communicate(timeout=120)
+    assert script.returncode == 1
+    assert "before it began (its own words are above); what trains in several processes must be" in words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_no_process_outlives_its_starter(training: bool, sent: signal.Signals, tmp_path: Path) -> None:
+    script = _script(tmp_path, 'if __name__ == "__main__":')
+    children = Path(f"/proc/{script.pid}/task/{script.pid}/children")
+    if not children.parent.exists():
+        pytest.skip("no /proc here")
+    while len(children.read_text().split()) < 3:  # two, and multiprocessing's tracker
+        time.sleep(0.05)
+    if training:
+        time.sleep(8)
+    if sent == signal.SIGINT:
+        os.killpg(script.pid, sent)  # as a terminal does
+    else:
+        script.kill()
+    _, words = script.communicate(timeout=60)  # until nobody holds the error stream any more
+    if sent == signal.SIGINT:
+        assert words.count("Traceback") == 1  # of the one that was started here

@@ -140,11 +140,13 @@ def _fit(
 
     # ── state: everything a resumed run needs, so that it ends as an unbroken one ────────────────────────────
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError("model", "no parameter with requires_grad", "at least one to train")
     adam = torch.optim.Adam(parameters, lr=config.learning_rate, fused=weight.device.type in ("cpu", "cuda"))
     sgd = torch.optim.SGD(parameters, lr=config.sgd_learning_rate)
     scaler = torch.amp.GradScaler(weight.device.type, enabled=config.precision == "16-mixed")
     shuffle = torch_generator(config.seed, "batches")
-    tracker = track_pairs(model, x, y, pairs=config.pairs, seed=config.seed) if config.pairs else None
+    tracker = track_pairs(model, x, y, pairs=config.pairs, seed=config.seed) if config.pairs and team.first else None
     log: list[EpochLog] = []
     best: tuple[float, int, dict[str, Tensor]] | None = None
     start, step, stopped = 0, 0, "epochs"

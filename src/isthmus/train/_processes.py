@@ -9,8 +9,11 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +50,8 @@ class _Job:
     threads: int
     device: str
     dtype: torch.dtype
-    deterministic: bool
+    deterministic: int
+    matmul: str
     folder: str
 
 
@@ -62,10 +66,25 @@ class _Done:
 
 @dataclasses.dataclass
 class _Failed:
-    """What stopped a process."""
+    """What stopped a process, and when by the machine's clock."""
 
     error: Exception
-    pairs: dict[str, Any] | None
+    pairs: dict[str, Any] | None = None
+    when: float = dataclasses.field(default_factory=time.monotonic)
+
+
+@dataclasses.dataclass
+class _Warned:
+    """A warning on the first process; the others give the same."""
+
+    message: str
+    category: type[Warning]
+    filename: str
+    lineno: int
+
+
+_READY = "ready"
+"""The first word of every process: it has read the code, and waits for the job."""
 
 
 def fit_in_processes(
@@ -76,15 +95,18 @@ def fit_in_processes(
     """`fit` in processes of their own that end with it; the model comes back trained.
 
     Raises:
-        InputError: a model that cannot be sent.
+        InputError: a model that cannot be sent, or a process that may start none.
         IsthmusError: one was killed, or stopped with an error of its own.
     """
+    if multiprocessing.current_process().daemon:
+        raise InputError("processes", processes, "1 inside a worker of multiprocessing, which may start no processes")
     device = model.weight.device
     with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
         job = _Job(
             model, x.cpu(), y.cpu(), config, None if tests is None else (tests[0].cpu(), tests[1].cpu()), checkpoint,
             checkpoint_seconds, processes, max(1, torch.get_num_threads() // processes), device.type,
-            torch.get_default_dtype(), torch.are_deterministic_algorithms_enabled(), folder,
+            torch.get_default_dtype(), torch.get_deterministic_debug_mode(), torch.get_float32_matmul_precision(),
+            folder,
         )  # fmt: skip
         done = _run(_packed(job), processes, progress, checkpoint)
     model.load_state_dict(done.model)
@@ -107,8 +129,12 @@ def _packed(job: _Job) -> bytes:
     try:
         return pickle.dumps(job)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError("model", f"{error}", "a model that can be sent to other processes",
-                         "define its activation at the top of a module, or train on 1 process") from None  # fmt: skip
+        raise _not_sent(error) from None
+
+
+def _not_sent(error: Exception) -> InputError:
+    return InputError("model", f"{error}", "a model that can be sent to other processes",
+                      "define its activation at the top of a module, or train on 1 process")  # fmt: skip
 
 
 def _tracker(
@@ -127,6 +153,20 @@ def _tracker(
     return tracker
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Generator[None]:
+    """Ctrl-C comes afterwards here; never to what is started in here, which would show where it was."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # which lets them through once it has started
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _run(
     packed: bytes, size: int, progress: Callable[[int, int, EpochLog | None], None] | None, checkpoint: Path | None
 ) -> _Done:
@@ -134,57 +174,79 @@ def _run(
     context = multiprocessing.get_context("spawn")
     ears: dict[Connection, int] = {}
     started: list[BaseProcess] = []
+    ready: set[int] = set()
     done: _Done | None = None
     failed: dict[int, _Failed] = {}
     until = float("inf")
     try:
-        for rank in range(size):
-            ear, mouth = context.Pipe(duplex=False)
-            process = context.Process(target=_work, args=(rank, packed, mouth), daemon=True)
-            process.start()
-            mouth.close()
-            started.append(process)
-            ears[ear] = rank
+        with _interrupts_held():
+            for rank in range(size):
+                ear, mouth = context.Pipe()
+                process = context.Process(target=_work, args=(rank, mouth), daemon=True)
+                process.start()
+                mouth.close()
+                started.append(process)
+                ears[ear] = rank
         while ears and time.monotonic() < until:
             for ear in wait(list(ears), timeout=0.5):
                 assert isinstance(ear, Connection)
                 try:
                     said = pickle.loads(ear.recv_bytes())  # of a process that was started here
-                except EOFError:
+                except (EOFError, ConnectionResetError):
                     rank = ears.pop(ear)
                     started[rank].join()
                     if started[rank].exitcode and rank not in failed:
-                        failed[rank] = _Failed(_killed(rank, size, started[rank].exitcode, checkpoint), None)
+                        how = _killed if rank in ready else _not_begun
+                        failed[rank] = _Failed(how(rank, size, started[rank].exitcode, checkpoint))
                         until = min(until, time.monotonic() + _PATIENCE)
                     continue
-                if isinstance(said, _Done):
+                if said == _READY:  # with the job among its arguments, one that ends before would not be noticed
+                    ready.add(ears[ear])
+                    with contextlib.suppress(OSError):  # its end is noticed above
+                        ear.send_bytes(packed)
+                elif isinstance(said, _Done):
                     done = said
                 elif isinstance(said, _Failed):
                     failed[ears[ear]] = said
                     until = min(until, time.monotonic() + _PATIENCE)
+                elif isinstance(said, _Warned):
+                    warnings.warn_explicit(**vars(said))
                 elif progress is not None:
                     progress(*said)
     finally:
         for process in started:
             process.terminate()
+        for process in started:
             process.join()
     if failed or done is None:
         raise _cause(failed, size)
     return done
 
 
-def _killed(rank: int, size: int, code: int | None, checkpoint: Path | None) -> IsthmusError:
+def _how(rank: int, size: int, code: int | None) -> str:
     how = f"was killed ({signal.Signals(-code).name})" if code is not None and code < 0 else f"ended with code {code}"
+    return f"process {rank} of {size} {how}"
+
+
+def _killed(rank: int, size: int, code: int | None, checkpoint: Path | None) -> IsthmusError:
     kept = f"; the last checkpoint is {checkpoint}, and the same call goes on from it" if checkpoint else ""
-    return IsthmusError(f"process {rank} of {size} {how}, perhaps for want of memory{kept}; try fewer processes")
+    return IsthmusError(f"{_how(rank, size, code)}, perhaps for want of memory{kept}; try fewer processes")
+
+
+def _not_begun(rank: int, size: int, code: int | None, _: Path | None) -> IsthmusError:
+    return IsthmusError(
+        f"{_how(rank, size, code)} before it began (its own words are above); what trains in several processes must be "
+        'in a file, under `if __name__ == "__main__":`, for every process reads the script, too'
+    )
 
 
 def _cause(failed: dict[int, _Failed], size: int) -> Exception:
     """What stopped the training, rather than what that led to on the other processes."""
 
-    def order(rank: int) -> tuple[bool, bool, int]:
+    def order(rank: int) -> tuple[bool, bool, float | int]:
         error = failed[rank].error
-        return isinstance(error, ElsewhereError), not isinstance(error, IsthmusError), rank
+        known = isinstance(error, IsthmusError)  # alike on all; any other makes more of them as its process ends
+        return isinstance(error, ElsewhereError), not known, rank if known else failed[rank].when
 
     if not failed:
         return IsthmusError(f"none of {size} processes said how the training ended")
@@ -197,13 +259,20 @@ def _cause(failed: dict[int, _Failed], size: int) -> Exception:
 # ── in a process ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _work(rank: int, packed: bytes, mouth: Connection) -> None:
+def _work(rank: int, mouth: Connection) -> None:
     """One of the processes: trains with the others, and says how that went."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one that started this ends it
-    job: _Job = pickle.loads(packed)
+    threading.Thread(target=_end_with_it, daemon=True).start()
     try:
+        _say(mouth, _READY)
+        packed = mouth.recv_bytes()
+        try:
+            job: _Job = pickle.loads(packed)
+        except (AttributeError, ImportError) as error:  # what a notebook defines is not known here
+            raise _not_sent(error) from None
+        _hand_on_warnings(rank, mouth)
         _train(rank, job, mouth)
-    except BrokenPipeError:  # nobody is there any more
+    except (BrokenPipeError, EOFError):  # nobody is there any more
         os._exit(1)
     except Exception as error:  # noqa: BLE001 - told to the one that started this
         pairs = None
@@ -212,6 +281,26 @@ def _work(rank: int, packed: bytes, mouth: Connection) -> None:
         with contextlib.suppress(BrokenPipeError):
             _say(mouth, _Failed(_sent(error), pairs))
         os._exit(1)  # at once, for the others wait for this one
+
+
+def _end_with_it() -> None:
+    """End as soon as the one that started this is gone, however it went."""
+    starter = multiprocessing.parent_process()
+    assert starter is not None
+    starter.join()
+    os._exit(1)
+
+
+def _hand_on_warnings(rank: int, mouth: Connection) -> None:
+    """Warnings come to the one that started this, once."""
+
+    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *_: Any) -> None:
+        known = category if category.__module__ != "__mp_main__" else UserWarning
+        _say(mouth, _Warned(str(message), known, filename, lineno))
+
+    if rank:
+        warnings.simplefilter("ignore")
+    warnings.showwarning = show
 
 
 def _say(mouth: Connection, said: Any) -> None:
@@ -234,12 +323,13 @@ def _train(rank: int, job: _Job, mouth: Connection) -> None:
 
     torch.set_num_threads(job.threads)
     torch.set_default_dtype(job.dtype)
-    torch.use_deterministic_algorithms(job.deterministic)
+    torch.set_deterministic_debug_mode(job.deterministic)
+    torch.set_float32_matmul_precision(job.matmul)
     home = torch.device(job.device, rank) if job.device == "cuda" else torch.device(job.device)
     if home.type == "cuda":
         torch.cuda.set_device(home)
-    dist.init_process_group("nccl" if home.type == "cuda" else "gloo", init_method=f"file://{job.folder}/meet",
-                            rank=rank, world_size=job.size)  # fmt: skip
+    store = dist.FileStore(f"{job.folder}/meet", job.size)  # pyright: ignore[reportPrivateImportUsage]
+    dist.init_process_group("nccl" if home.type == "cuda" else "gloo", store=store, rank=rank, world_size=job.size)
     model = job.model.to(home)
     tests: Sequence[Tensor | None] = (None, None) if job.tests is None else job.tests
 

@@ -31,9 +31,12 @@ class Alone:
     def fabric(self, precision: str, device: torch.device, scaler: torch.amp.GradScaler) -> Fabric:
         """Lightning Fabric in the precision asked for; the scaler is that of half precision."""
         from lightning_fabric import Fabric  # takes seconds to import
+        from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
         accelerator = "cpu" if device.type == "cpu" else "auto"
-        return Fabric(accelerator=accelerator, devices=1, **_precision(precision, device, scaler))
+        # with a plain environment given, Fabric does not look for a cluster's, whose settings are not about this
+        plugins: list[Any] = [LightningEnvironment(), *_precision(precision, device, scaler)]
+        return Fabric(accelerator=accelerator, devices=1, plugins=plugins)
 
     def module(self, fabric: Fabric, model: LeakyResNet) -> nn.Module:
         """What the model is called by."""
@@ -92,9 +95,8 @@ class Team(Alone):
         # every process has one device and its own network on it: there is nothing for Fabric to place or to start
         strategy = DDPStrategy(parallel_devices=[device] * self.size, cluster_environment=_environment(self),
                                **_buffers_stay())  # fmt: skip
-        fabric = Fabric(strategy=strategy, **_precision(precision, device, scaler))
-        fabric.launch()
-        return fabric
+        # nor to launch, which would also set the number of threads
+        return Fabric(strategy=strategy, plugins=_precision(precision, device, scaler))
 
     def module(self, fabric: Fabric, model: LeakyResNet) -> nn.Module:
         """The model under DistributedDataParallel, which gives all processes the weights of the first."""
@@ -134,12 +136,13 @@ def team_of(distributed: bool) -> Generator[Alone]:
         yield Team(together)
 
 
-def _precision(precision: str, device: torch.device, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+def _precision(precision: str, device: torch.device, scaler: torch.amp.GradScaler) -> list[Any]:
     from lightning_fabric.plugins.precision.amp import MixedPrecision
 
-    if precision == "16-mixed":  # with a scaler of its own, Fabric would scale a loss that is scaled already
-        return {"plugins": [MixedPrecision("16-mixed", device.type, scaler)]}
-    return {"precision": "32-true" if precision == "true" else precision}
+    if precision == "true":
+        return []
+    half = precision == "16-mixed"  # with a scaler of its own, Fabric would scale a loss that is scaled already
+    return [MixedPrecision("16-mixed" if half else "bf16-mixed", device.type, scaler if half else None)]
 
 
 def _environment(team: Team) -> Any:
