@@ -37,4 +37,6 @@ def test_wrong_numbers_write_nothing(
 ) -> None:
     assert main([*OPTIONS, "--processes", processes, "--out", str(tmp_path / "run")]) == 2
     assert words in capfd.readouterr().err
+    assert main([*OPTIONS, "--processes", processes, "--dry-run"]) == 2
+    assert words in capfd.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -41,10 +41,10 @@ def train_on(
                      tensorboard=tensorboard, processes=processes)  # fmt: skip
 
 
-def _print_plan(source: dict[str, Any], config: LeakyConfig) -> None:
+def _print_plan(source: dict[str, Any], config: LeakyConfig, processes: int) -> None:
     from isthmus.experiments import plan_leaky, task_from_source
 
-    plan = plan_leaky(task_from_source(source), config)
+    plan = plan_leaky(task_from_source(source), config, processes)
     console = Console()
     for name, value in plan.lines():
         console.print(f"{name:<22}{escape(value)}", highlight=False, soft_wrap=True)
@@ -128,7 +128,7 @@ def train(
         table={"target": target, "task": task, "inputs": inputs, "impute": impute, "test_fraction": test_fraction},
     )  # fmt: skip
     if dry_run:
-        _print_plan(source, settings)
+        _print_plan(source, settings, processes)
         return
     with training_progress(quiet) as progress:
         run = train_on(source, settings, out or fresh_folder("train"), command="train", progress=progress,

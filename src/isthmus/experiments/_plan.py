@@ -59,13 +59,13 @@ class Plan:
         ]
 
 
-def plan_leaky(task: Task, config: LeakyConfig) -> Plan:
+def plan_leaky(task: Task, config: LeakyConfig, processes: int = 1) -> Plan:
     """Check every setting, and estimate what the run would take; trains a few epochs on a copy and writes nothing.
 
     Raises:
         InputError: any setting that cannot be used.
     """
-    job = prepare_leaky(task, config)
+    job = prepare_leaky(task, config, processes)
     model, n = job.model, len(task.x_train)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     size = torch.finfo(model.weight.dtype).bits // 8
