@@ -66,7 +66,7 @@ def _evidence(found: Bottleneck, rows: Mapping[str, Sequence[int]]) -> Claim:
     agreeing = round(found.agreement * trusted)
     return Claim(
         "agreement",
-        f"{agreeing} of {trusted} estimates lie within one dimension of {found.rank}: {', '.join(parts)}.",
+        f"{agreeing} of {trusted} estimates lie less than one dimension from {found.rank}: {', '.join(parts)}.",
         "finding" if agreeing == trusted else "caution",
         _rows(rows, "cost_of_identity", "hamiltonian_rank_symmetric", "numerical_rank"),
         {e.metric: e.value for e in found.evidence} | {"agreement": found.agreement},

@@ -50,7 +50,9 @@ def usable(h: Tensor, y: Tensor, v: Tensor, dy2: float) -> tuple[int, str]:
         if name != "v" and bool((row < 0).any()):
             raise InputError(name, float(row.min()), "squared distances, which are ≥ 0", "v alone may be negative")
         if float(row.max() - row.min()) <= 1e-12 * float(row.abs().max()):
-            raise InputError(name, f"{float(row[0])} at all times", "a trace that changes", "nothing is learned here")
+            raise InputError(
+                name, f"{float(row[0]):.6g} at all times", "a trace that changes", "nothing is learned here"
+            )
     if not float(h[0]) > 0:
         raise InputError("h", "0 at the first time", "two representations that differ at the start")
     return used, note
